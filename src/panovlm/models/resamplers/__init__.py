@@ -1,0 +1,64 @@
+"""The registry of resampler architectures: one folder each, one line each.
+
+Other packages add theirs through the entry point group ``panovlm.resamplers``, whose values are
+:class:`~panovlm.models.resamplers.recipe.ResamplerRecipe` subclasses.
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib.metadata import entry_points
+
+from panovlm.errors import ConfigError
+from panovlm.models.resamplers.bimamba.recipe import BiMambaRecipe
+from panovlm.models.resamplers.mlp.recipe import MLPRecipe
+from panovlm.models.resamplers.qformer.recipe import QFormerRecipe
+from panovlm.models.resamplers.recipe import ResamplerRecipe, ResamplerSettings
+
+__all__ = ["ResamplerRecipe", "ResamplerSettings", "recipe", "recipes"]
+
+BUILT_IN: tuple[type[ResamplerRecipe], ...] = (
+    MLPRecipe,
+    BiMambaRecipe,
+    QFormerRecipe,
+)
+
+
+@cache
+def recipes() -> dict[str, ResamplerRecipe]:
+    """Return every registered architecture by canonical name.
+
+    Raises:
+        ConfigError: two architectures claim one name or alias.
+    """
+    found: dict[str, ResamplerRecipe] = {}
+    taken: dict[str, str] = {}
+    plugins = [entry.load() for entry in entry_points(group="panovlm.resamplers")]
+    for cls in (*BUILT_IN, *plugins):
+        for spelling in (cls.name, *cls.aliases):
+            if spelling in taken:
+                raise ConfigError(
+                    f"resampler name {spelling!r} is registered by both {taken[spelling]} and "
+                    f"{cls.__module__}; uninstall one of the two packages."
+                )
+            taken[spelling] = cls.__module__
+        found[cls.name] = cls()
+    return found
+
+
+def recipe(name: str) -> ResamplerRecipe:
+    """Return the architecture called ``name`` (canonical or alias, any case).
+
+    Raises:
+        ConfigError: no architecture has that name; the nearest is suggested.
+    """
+    spellings = {s: r for r in recipes().values() for s in (r.name, *r.aliases)}
+    found = spellings.get(name.lower())
+    if found is None:
+        near = difflib.get_close_matches(name.lower(), spellings, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"unknown resampler_type {name!r}; known: {', '.join(sorted(recipes()))}.{hint}"
+        )
+    return found

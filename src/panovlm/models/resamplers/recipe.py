@@ -1,0 +1,70 @@
+"""What a resampler architecture declares about itself, without importing torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from panovlm.checkpoint.shapes import Observations, Shapes
+from panovlm.config.base import StrictModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Observability = Literal["observable", "constrained", "unobservable"]
+
+
+class ResamplerSettings(StrictModel):
+    """Base of the settings of one resampler architecture.
+
+    The defaults of a subclass *are* its preset: there is no second table.
+    """
+
+
+class ResamplerRecipe(ABC):
+    """One resampler architecture: its settings, how to recognise it, how to build it.
+
+    A resampler maps view tokens ``[B·V, S, Dv]`` to ``[B·V, S', D]`` with ``Dv`` the width of the
+    vision tower and ``D`` the ``latent_dimension``. The widths ``Dv`` and ``D`` are no settings of
+    the recipe: the tower and the projector decide them, and :meth:`infer` reports what it sees of
+    them under the names ``vision_dim`` and ``latent_dimension``.
+    """
+
+    name: ClassVar[str]
+    """Canonical value of ``models.resampler_type``."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Other accepted spellings, translated once when a configuration is read."""
+    settings: ClassVar[type[ResamplerSettings]]
+    """Settings class of this architecture."""
+    has: ClassVar[tuple[str, ...]]
+    """Names below the resampler that every checkpoint of this architecture holds."""
+    lacks: ClassVar[tuple[str, ...]] = ()
+    """Names that no checkpoint of this architecture holds."""
+    observability: ClassVar[dict[str, Observability]]
+    """For every field of ``settings``: whether shapes show it."""
+
+    def missing(self, shapes: Shapes) -> list[str]:
+        """Return why ``shapes`` is not of this architecture (empty: it is)."""
+        absent = [f"{name} is absent" for name in self.has if name not in shapes]
+        return absent + [f"{name} is present" for name in self.lacks if name in shapes]
+
+    @abstractmethod
+    def infer(self, shapes: Shapes) -> Observations:
+        """Read the observable settings off the shapes below the resampler.
+
+        Returns only what was observed, never a default; besides settings it reports
+        ``vision_dim`` and ``latent_dimension``.
+
+        Raises:
+            ContradictionError: the tensors do not fit together.
+        """
+
+    @abstractmethod
+    def build(
+        self, settings: ResamplerSettings, *, vision_dim: int, latent_dimension: int
+    ) -> nn.Module:
+        """Build the network (this is the only place that imports torch).
+
+        Raises:
+            ConfigError: the settings cannot be built for these widths.
+        """
