@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from panovlm.checkpoint.shapes import Observations, Shapes
 from panovlm.config.base import StrictModel
@@ -58,6 +58,13 @@ class ResamplerRecipe(ABC):
         Raises:
             ContradictionError: the tensors do not fit together.
         """
+
+    def agrees(self, field: str, claimed: Any, seen: Observations) -> bool:
+        """Tell whether a claimed value of ``field`` can be true of the observed weights.
+
+        Architectures override this where several values give the same shapes.
+        """
+        return bool(claimed == seen[field].value)
 
     @abstractmethod
     def build(

@@ -1,0 +1,137 @@
+"""The fields of a recipe, flat: dotted names, which of them shapes can tell, which matter when."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from panovlm.config.schema import RESAMPLER_CONFIGS, Recipe
+from panovlm.errors import ConfigError
+
+Value = TypeVar("Value")
+
+RESAMPLER = "models.resampler_config"
+
+TRAINING_ONLY = frozenset(
+    {
+        "models.vicreg_loss_weight",
+        "models.vicreg_similarity_weight",
+        "models.vicreg_variance_weight",
+        "models.vicreg_covariance_weight",
+        "models.vicreg_gamma",
+        "models.vicreg_mode",
+        "models.vicreg_projector_dim",
+        "models.vicreg_projector_hidden",
+        "models.vicreg_projector_depth",
+        "models.vicreg_projector_ln",
+        "models.pe_dropout",
+        "models.training_placeholder",
+        "models.max_text_length",
+        f"{RESAMPLER}.dropout",
+        "lora.dropout",
+    }
+)
+"""Fields that change training, never what a loaded model computes."""
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """Return every leaf of a recipe by dotted name, as plain values."""
+    return dict(_leaves(recipe.model_dump(mode="json"), recipe))
+
+
+def defaults(resampler_type: str) -> dict[str, Any]:
+    """Return the default of every field, with the preset of ``resampler_type``."""
+    models = {
+        "resampler_type": resampler_type,
+        "resampler_config": RESAMPLER_CONFIGS[resampler_type],
+    }
+    return flatten(Recipe.model_validate({"models": models}))
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo :func:`flatten`: dotted names to nested dictionaries."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, leaf = name.split(".")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})
+        place[leaf] = value
+    return nested
+
+
+def flatten_mapping(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the explicit leaves of a nested recipe mapping by dotted name.
+
+    Sections that are no part of a recipe (training, data, ...) are left out.
+    """
+    flat: dict[str, Any] = {}
+    for section in Recipe.model_fields:
+        values = mapping.get(section)
+        if not isinstance(values, Mapping):
+            continue
+        for key, value in values.items():
+            if key == "resampler_config" and isinstance(value, Mapping):
+                flat.update({f"{RESAMPLER}.{k}": v for k, v in value.items()})
+            else:
+                flat[f"{section}.{key}"] = value
+    return flat
+
+
+def _leaves(values: Mapping[str, Any], model: BaseModel) -> Iterator[tuple[str, Any]]:
+    """Walk settings along their classes, so that dictionary-valued fields stay whole."""
+    for name in type(model).model_fields:
+        child = getattr(model, name)
+        if isinstance(child, BaseModel):
+            for below, value in _leaves(values[name], child):
+                yield f"{name}.{below}", value
+        else:
+            yield name, values[name]
+
+
+class FieldMap(Mapping[str, Value]):
+    """Values by dotted field name; a last part alone is enough where it is unambiguous.
+
+    ``sources["hidden_dim"]`` finds ``models.resampler_config.hidden_dim``.
+    """
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        self._values = dict(values)
+
+    def full_name(self, name: str) -> str:
+        """Return the one dotted field that ``name`` means.
+
+        Raises:
+            ConfigError: none or several fields end so.
+        """
+        if name in self._values:
+            return name
+        found = [field for field in self._values if field.endswith("." + name)]
+        in_models = [field for field in found if field.startswith("models.")]
+        if len(found) > 1 and len(in_models) == 1:
+            found = in_models
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ConfigError(f"field {name!r} is ambiguous: {', '.join(sorted(found))}.")
+        near = difflib.get_close_matches(name, self._values, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"there is no field {name!r}.{hint}")
+
+    def __getitem__(self, name: str) -> Value:
+        try:
+            return self._values[self.full_name(name)]
+        except ConfigError as error:
+            raise KeyError(str(error)) from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)

@@ -1,0 +1,153 @@
+"""What a reader knows about a checkpoint file before it has read any tensor.
+
+A reader yields a :class:`Contents`: the public :class:`Header` (names, shapes, dtypes, embedded
+metadata) and, for each tensor, the :class:`Placement` of its bytes in the file. No torch is
+needed here: dtypes are names, as torch spells them without ``torch.``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ATTACHMENTS = "panovlm_tokenizer"
+"""Entry that holds the tokenizer's files as uint8 tensors: a dict of that name in a torch file,
+tensors named ``panovlm_tokenizer/<file>`` in a safetensors file."""
+
+ITEMSIZE: Mapping[str, int] = {
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "uint16": 2,
+    "int16": 2,
+    "uint32": 4,
+    "int32": 4,
+    "uint64": 8,
+    "int64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+    "complex32": 4,
+    "complex64": 8,
+    "complex128": 16,
+    "float8_e4m3fn": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2": 1,
+    "float8_e5m2fnuz": 1,
+    "float8_e8m0fnu": 1,
+    "float4_e2m1fn_x2": 1,
+}
+"""Bytes per element of every dtype that can be read."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and dtype of a tensor, such as ``TensorInfo((768, 3, 16, 16), "bfloat16")``."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything that a checkpoint file says without its tensors' values.
+
+    Attributes:
+        path: the file that was read.
+        container: ``"torch"`` (zip archive of ``torch.save`` or Lightning), ``"safetensors"`` or
+            ``"sharded"`` (an index and the files it names).
+        tensors: the weights, in file order. Tied weights are listed under each of their names.
+        extras: what else the file holds, as plain Python: dict, list, tuple, str, int, float,
+            bool and None. A tensor is shown by its :class:`TensorInfo`; an object of any other
+            class by the text ``"<module.Class>"``.
+        attachments: embedded files (the tokenizer), by relative name; see ``read_attachments``.
+        skipped: top-level entries that belong to a training run and are not in ``extras``:
+            optimizer states, schedulers, callbacks, loops.
+    """
+
+    path: Path
+    container: str
+    tensors: Mapping[str, TensorInfo]
+    extras: Mapping[str, Any]
+    attachments: Mapping[str, TensorInfo] = field(default_factory=dict[str, TensorInfo])
+    skipped: tuple[str, ...] = ()
+
+
+class Placement(NamedTuple):
+    """Where the bytes of one tensor lie. Tensors of equal ``record`` share their memory.
+
+    Attributes:
+        info: shape and dtype.
+        stride: elements from one entry to the next, per axis.
+        offset: first element, counted from the start of the storage.
+        record: position in the file of what holds the storage; the reader's ``data_start`` turns
+            it into the position of the storage's first byte.
+        nbytes: length of the storage.
+    """
+
+    info: TensorInfo
+    stride: tuple[int, ...]
+    offset: int
+    record: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A header together with the place of every tensor in the file."""
+
+    header: Header
+    tensors: Mapping[str, Placement]
+    attachments: Mapping[str, Placement]
+
+
+def contents(
+    path: Path,
+    container: str,
+    *,
+    tensors: Mapping[str, Placement],
+    attachments: Mapping[str, Placement],
+    extras: Mapping[str, Any],
+    skipped: tuple[str, ...] = (),
+) -> Contents:
+    """Assemble a :class:`Contents`, taking the header's shapes from the placements."""
+    header = Header(
+        path=path,
+        container=container,
+        tensors={name: placed.info for name, placed in tensors.items()},
+        extras=extras,
+        attachments={name: placed.info for name, placed in attachments.items()},
+        skipped=skipped,
+    )
+    return Contents(header, tensors, attachments)
+
+
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the row-major strides of ``shape``, in elements."""
+    strides: list[int] = []
+    step = 1
+    for length in reversed(shape):
+        strides.append(step)
+        step *= max(length, 1)
+    return tuple(reversed(strides))
+
+
+def attachment_fault(name: str, placed: Placement) -> str:
+    """Say why an attachment cannot be used, or return an empty text.
+
+    An attachment may later be written below a folder under its name, so a name that could lead
+    out of that folder is refused here, at the border.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or any(c in name for c in "\\:\0"):
+        return "its name is no relative file name"
+    dense = placed.stride == (1,) or placed.info.shape == (0,)
+    if placed.info.dtype != "uint8" or len(placed.info.shape) != 1 or not dense:
+        return (
+            f"it is {placed.info.dtype} {list(placed.info.shape)}; bytes are kept as a "
+            "one-dimensional uint8 tensor"
+        )
+    return ""

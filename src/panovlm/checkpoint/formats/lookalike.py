@@ -1,0 +1,93 @@
+"""Names what a path holds when it is no checkpoint file, and the way from there to one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+LEGACY_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+"""First bytes of a file written by torch before 1.6: its magic number, pickled."""
+
+_RESAVE = (
+    "Where you trust it, open it with torch and save it again: "
+    "torch.save(torch.load(OLD, weights_only=True), NEW)."
+)
+_AGAIN = "The download went wrong; fetch the file itself."
+_BINARY: tuple[tuple[bytes, str], ...] = (
+    (LEGACY_TORCH, f"in torch's format from before version 1.6. {_RESAVE}"),
+    (b"PK\x05\x06", "an empty zip archive. Copy or download it again."),
+    (b"\x1f\x8b", "gzip-compressed. Unpack it first."),
+    (b"BZh", "bzip2-compressed. Unpack it first."),
+    (b"\xfd7zXZ\x00", "xz-compressed. Unpack it first."),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed. Unpack it first."),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive. Unpack it first."),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras?). Convert it to safetensors."),
+    (b"GGUF", "a GGUF file. Convert it to safetensors."),
+    (b"\x93NUMPY", "a NumPy array. Save a state dict with torch.save or safetensors."),
+    (b"\x89PNG", "a PNG image."),
+    (b"\xff\xd8\xff", "a JPEG image."),
+)
+_FOLDERS: tuple[tuple[str, str], ...] = (
+    (
+        "latest",
+        "a DeepSpeed folder. Run the zero_to_fp32.py that DeepSpeed put in it, and give the "
+        "file that it writes.",
+    ),
+    (
+        ".metadata",
+        "a distributed checkpoint (DCP) folder. Convert it with "
+        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.",
+    ),
+)
+_EXPECTED = (
+    "Expected was a torch .ckpt/.pt/.bin file (zip archive), a .safetensors file, or a "
+    "*.index.json that lists shards."
+)
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def describe_file(head: bytes) -> str:
+    """Say in a sentence or two what a file is that starts with ``head`` (up to 512 bytes).
+
+    >>> describe_file(b"GGUF....").split(".")[0]
+    'a GGUF file'
+    """
+    if head.startswith(_LFS):
+        size = re.search(rb"\nsize (\d{1,18})", head)
+        promised = f" of {int(size[1])} bytes" if size else ""
+        return (
+            f"a git-lfs pointer: the file itself{promised} was not downloaded. "
+            "Run `git lfs pull` in its repository."
+        )
+    if head[257:262] == b"ustar":
+        return f"a tar archive. Unpack it first. {_EXPECTED}"
+    for start, words in _BINARY:
+        if head.startswith(start):
+            return f"{words} {_EXPECTED}"
+    if head[:1] == b"\x80" and head[1:2] in b"\x01\x02\x03\x04\x05":
+        return f"a bare pickle, which could run code when opened. {_EXPECTED}"
+    return f"{_describe_text(head) or f'unknown: its first bytes are {head[:8].hex(" ")}.'} {_EXPECTED}"
+
+
+def _describe_text(head: bytes) -> str:
+    """Describe a text file, or return an empty text if ``head`` is not text."""
+    # The last character of the head may be cut in the middle.
+    text = head.decode("utf-8", errors="ignore")
+    if len(text.encode()) < len(head) - 3 or any(ord(c) < 9 for c in text):
+        return ""
+    if re.match(r"\s*<(!doctype\s+html|html|head|body|\?xml)", text, re.IGNORECASE):
+        return f"a web page (HTML), not a checkpoint. {_AGAIN}"
+    first = text.strip().splitlines()
+    return f"a text file that starts with {first[0][:60]!r}." if first else "a blank text file."
+
+
+def describe_folder(path: Path) -> str:
+    """Say that ``path`` is a folder, of which kind, and which of its files could be meant."""
+    names = sorted(entry.name for entry in path.iterdir())
+    for marker, words in _FOLDERS:
+        if marker in names:
+            return f"{path} is {words}"
+    files = [n for n in names if n.endswith((".ckpt", ".pt", ".pth", ".bin", ".safetensors"))]
+    files += [n for n in names if n.endswith(".index.json")]
+    inside = f"It holds: {', '.join(files[:8])}." if files else "It holds no checkpoint file."
+    return f"{path} is a folder; one checkpoint file was expected. {inside}"

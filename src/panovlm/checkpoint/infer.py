@@ -1,0 +1,178 @@
+"""Layer 2: what the shapes of the weights say about the model, component by component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from panovlm.checkpoint.fields import RESAMPLER
+from panovlm.checkpoint.shapes import Observations, Observed, Shapes
+from panovlm.errors import CheckpointError, ContradictionError
+from panovlm.models.language.families import infer_language, infer_lora
+from panovlm.models.resamplers import ResamplerRecipe, recipes
+from panovlm.models.vision.heads import infer_heads, infer_projection, infer_vicreg_projector
+from panovlm.models.vision.towers import infer_tower
+
+WIDTHS = ("vision_dim", "language_dim", "input_dim")
+"""Observed widths that are no settings: they are cross-checked and left out of the fields."""
+
+
+@dataclass
+class Inferred:
+    """The settings that shapes tell.
+
+    Attributes:
+        fields: dotted recipe field → value and evidence.
+        assumed: fields of the backbones' configurations that shapes cannot tell, and the value of
+            their family that is taken when nothing else is known.
+        resampler: the architecture that claims the file.
+        seen: its own observations.
+        dropped: tensors that today's model has no place for and does not need.
+        notes: what the reader should know.
+    """
+
+    resampler: ResamplerRecipe
+    seen: Observations
+    fields: dict[str, Observed] = field(default_factory=dict[str, Observed])
+    assumed: dict[str, Any] = field(default_factory=dict[str, Any])
+    dropped: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list[str])
+
+
+def infer(shapes: Shapes) -> Inferred:
+    """Read every observable setting off the shapes of a whole model.
+
+    Args:
+        shapes: shapes under the model's own names (see :func:`panovlm.checkpoint.keys.map_keys`).
+
+    Raises:
+        CheckpointError: a component is absent, or none or several architectures claim it.
+        ContradictionError: tensors do not fit together.
+    """
+    resampler = shapes.under("resampler_module.resampler.")
+    architecture = claimant(resampler)
+    seen = architecture.infer(resampler)
+    result = Inferred(resampler=architecture, seen=seen)
+    projection = infer_projection(shapes.under("projector."))
+    _infer_resampler(result, projection)
+    _infer_tower(result, shapes)
+    _infer_language(result, shapes, projection)
+    _infer_heads(result, shapes)
+    return result
+
+
+def claimant(shapes: Shapes) -> ResamplerRecipe:
+    """Return the one architecture that claims the resampler's tensors.
+
+    Raises:
+        CheckpointError: none or several do; the message says what each was missing.
+    """
+    reasons = {name: found.missing(shapes) for name, found in recipes().items()}
+    claims = [name for name, missing in reasons.items() if not missing]
+    if len(claims) == 1:
+        return recipes()[claims[0]]
+    if claims:
+        raise CheckpointError(
+            f"the tensors under {shapes.prefix} fit several resamplers ({', '.join(claims)}); "
+            "their recipes must tell each other apart."
+        )
+    if not len(shapes):
+        raise CheckpointError(
+            f"the checkpoint has no resampler (no tensor under {shapes.prefix}); it is incomplete."
+        )
+    nearest = min(reasons, key=lambda name: len(reasons[name]))
+    raise CheckpointError(
+        f"no registered resampler has the tensors under {shapes.prefix}. Nearest is {nearest!r}: "
+        f"{'; '.join(reasons[nearest][:3])}. Known: {', '.join(sorted(recipes()))}; others come "
+        "with the package that defines them."
+    )
+
+
+def _infer_resampler(result: Inferred, projection: Observations) -> None:
+    """Take over the resampler's fields and check its width against the projection."""
+    name = result.resampler.name
+    evidence = ", ".join(f"resampler_module.resampler.{key}" for key in result.resampler.has)
+    result.fields["models.resampler_type"] = Observed(name, evidence)
+    for key, observed in result.seen.items():
+        if key == "latent_dimension":
+            _agree("latent_dimension", observed, projection["latent_dimension"])
+            result.fields["models.latent_dimension"] = observed
+        elif key not in WIDTHS:
+            result.fields[f"{RESAMPLER}.{key}"] = observed
+
+
+def _infer_tower(result: Inferred, shapes: Shapes) -> None:
+    """Take over the tower's configuration and check its width against the resampler."""
+    tower = infer_tower(shapes.under("vision_backbone.encoder."))
+    _take_backbone(result, "models.vision_config", tower.family, tower.observed, tower.assumed)
+    _agree("vision width", tower.observed["hidden_size"], result.seen["vision_dim"])
+
+
+def _infer_language(result: Inferred, shapes: Shapes, projection: Observations) -> None:
+    """Take over the language model's configuration and adapters; check the projection's width."""
+    subtree = shapes.under("language_model.")
+    language = infer_language(subtree)
+    _take_backbone(
+        result, "models.language_config", language.family, language.observed, language.assumed
+    )
+    _agree(
+        "language-model width", language.observed["hidden_size"], projection["language_dim"]
+    )
+    adapters = infer_lora(subtree)
+    result.fields["lora.use_lora"] = Observed(
+        adapters is not None,
+        f"{subtree.prefix}…lora_A {'present' if adapters else 'absent'}",
+    )
+    for key, observed in (adapters or {}).items():
+        result.fields[f"lora.{key}"] = observed
+
+
+def _infer_heads(result: Inferred, shapes: Shapes) -> None:
+    """Take over the optional parts."""
+    for key, observed in infer_heads(shapes).items():
+        result.fields[f"models.{key}"] = observed
+    subtree = shapes.under("vicreg_projector.")
+    head = infer_vicreg_projector(subtree)
+    present = head is not None
+    if head is not None and head["input_dim"].value != result.seen["latent_dimension"].value:
+        # Before 2025-10-14 the original's head read the tower's features. Only stage vision used
+        # it, so the loaded model computes the same without it.
+        present = False
+        result.dropped = tuple(f"{subtree.prefix}{name}" for name in subtree)
+        result.notes.append(
+            f"the overlap head reads {head['input_dim'].value} channels, not the resampler's "
+            f"{result.seen['latent_dimension'].value}: it is of an older layout and only served "
+            "training; it is left out"
+        )
+    result.fields["models.use_vicreg_projector"] = Observed(
+        present, f"{subtree.prefix}mlp {'present' if head else 'absent'}"
+    )
+    if present and head is not None:
+        for key, observed in head.items():
+            if key not in WIDTHS:
+                result.fields[f"models.{key}"] = observed
+
+
+def _take_backbone(
+    result: Inferred,
+    section: str,
+    family: str,
+    observed: Observations,
+    assumed: Mapping[str, Any],
+) -> None:
+    """Record a backbone's configuration, field by field."""
+    result.fields[f"{section}.model_type"] = Observed(family, "names of the tensors")
+    for key, value in observed.items():
+        result.fields[f"{section}.{key}"] = value
+    for key, value in assumed.items():
+        result.assumed[f"{section}.{key}"] = value
+
+
+def _agree(what: str, one: Observed, other: Observed) -> None:
+    """Check that two components see the same width."""
+    if one.value != other.value:
+        raise ContradictionError(
+            f"two components disagree about the {what}: {one.value} ({one.evidence}) and "
+            f"{other.value} ({other.evidence}). The checkpoint is put together from two models."
+        )

@@ -1,0 +1,219 @@
+"""From a resolved checkpoint to the model: build without weights, prove, map the file, bind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from panovlm.checkpoint.formats import load_tensors, read_attachments
+from panovlm.checkpoint.plan import Proof, prove
+from panovlm.checkpoint.resolve import Prefer, Resolution, resolve
+from panovlm.config.schema import Recipe
+from panovlm.errors import CheckpointError, ContradictionError, PanoVLMError
+from panovlm.models.configuration import PanoramaVLMConfig
+from panovlm.models.language.backbone import language_config
+from panovlm.models.language.tokenizer import (
+    load_tokenizer,
+    prepare_tokenizer,
+    tokenizer_from_files,
+)
+from panovlm.models.model import PanoramaVLM
+from panovlm.models.vision.backbone import tower_config
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    prefer: Prefer | None = None,
+    strict: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> PanoramaVLM:
+    """Load a checkpoint; see :meth:`panovlm.models.model.PanoramaVLM.from_checkpoint`."""
+    resolution = resolve(path, overrides, prefer=prefer)
+    resolution.raise_conflicts()
+    if strict:
+        resolution.raise_assumed()
+    model = build_empty(complete(resolution))
+    proof = prove_model(resolution, model)
+    proof.raise_failure(resolution.path)
+    bind(resolution, model)
+    model.resolution = resolution
+    tokenizer = find_tokenizer(resolution)
+    if tokenizer is not None:
+        model.attach_tokenizer(tokenizer)
+    model.to(device=device, dtype=dtype)
+    return model.eval()
+
+
+def complete(resolution: Resolution) -> Recipe:
+    """Return the recipe with both backbones' configurations.
+
+    A backbone that is only named, and whose ``config.json`` was not found on this machine, is asked
+    for by name; a hub is reached only then.
+
+    Raises:
+        CheckpointError: its configuration cannot be had.
+    """
+    models = resolution.config.models
+    found: dict[str, Any] = {}
+    if models.vision_config is None:
+        named = _ask(tower_config, models.vision_name, "vision", resolution)
+        found["vision_config"] = named.to_dict()
+    if models.language_config is None:
+        named = _ask(language_config, models.language_model_name, "language", resolution)
+        rows = resolution.inferred.fields["models.language_config.vocab_size"].value
+        found["language_config"] = {**named.to_dict(), "vocab_size": rows}
+    if not found:
+        return resolution.config
+    update = {"models": {**models.model_dump(), **found}}
+    resolution.config = resolution.config.model_copy(update=update)
+    return resolution.config
+
+
+def _ask(read: Any, name: str, part: str, resolution: Resolution) -> Any:
+    """Read a named backbone's configuration, or say what is missing and how to mend it."""
+    field = f"{part}_config"
+    label = "vision_name" if part == "vision" else "language_model_name"
+    try:
+        return read(name)
+    except PanoVLMError as error:
+        raise CheckpointError(
+            f"{resolution.path} names its {part} backbone {name!r} but does not carry its "
+            f"configuration, and it cannot be read: {error} Shapes alone cannot tell its number "
+            f"of heads. Give its folder with --set models.{label}=FOLDER, or the configuration "
+            f"itself with --set models.{field}=JSON."
+        ) from error
+
+
+def build_empty(recipe: Recipe) -> PanoramaVLM:
+    """Build a model whose parameters take no memory and whose buffers are real."""
+    with init_empty_weights(include_buffers=False):
+        return PanoramaVLM(PanoramaVLMConfig(recipe))
+
+
+def tied_names(model: PanoramaVLM) -> dict[str, str]:
+    """Return the names of the state dict that share another name's tensor."""
+    inner = cast(Any, model.language_model)
+    prefix = "language_model."
+    if hasattr(inner, "get_base_model"):
+        inner, prefix = inner.get_base_model(), prefix + "base_model.model."
+    ties: dict[str, str] = inner.get_expanded_tied_weights_keys(all_submodels=True)
+    names = set(model.state_dict().keys())
+    found: dict[str, str] = {}
+    for target, source in ties.items():
+        one, other = (_wrapped(prefix + name, names) for name in (target, source))
+        # Either of the two may be the stored one.
+        found[one], found[other] = other, one
+    return found
+
+
+def _wrapped(name: str, names: set[str]) -> str:
+    """Return the name of a weight whose layer may carry adapters."""
+    if name in names:
+        return name
+    layer, _, leaf = name.rpartition(".")
+    return f"{layer}.base_layer.{leaf}"
+
+
+def prove_model(resolution: Resolution, model: PanoramaVLM) -> Proof:
+    """Compare every key and shape of the file with a model built without weights."""
+    tensors = resolution.header.tensors
+    dropped = set(resolution.inferred.dropped)
+    stored = {
+        name: tensors[file].shape
+        for name, file in resolution.keys.files.items()
+        if name not in dropped
+    }
+    stored |= {name: tensors[name].shape for name in resolution.keys.unknown}
+    built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return prove(stored, built, tied_names(model))
+
+
+def bind(resolution: Resolution, model: PanoramaVLM) -> None:
+    """Map the file and make its tensors the model's own, without a second copy.
+
+    Raises:
+        ContradictionError: two names of one tensor hold different values.
+        CheckpointError: a parameter would be left without value.
+    """
+    tensors = load_tensors(resolution.path)
+    _check_aliases(resolution, tensors)
+    names = set(model.state_dict().keys())
+    state = {name: tensors[file] for name, file in resolution.keys.files.items() if name in names}
+    ties = tied_names(model)
+    for name, source in ties.items():
+        if name not in state:
+            state[name] = state[source]
+        elif source in state and not _same(state[name], state[source]):
+            raise ContradictionError(
+                f"{resolution.path}: the language model's configuration ties {name} to {source}, "
+                "but the file holds different values. Set "
+                "models.language_config.tie_word_embeddings to false in the metadata."
+            )
+        else:
+            state[name] = state[source]
+    model.load_state_dict(state, assign=True, strict=True)
+    if ties:
+        cast(Any, _plain(model.language_model)).tie_weights()
+    empty = [n for n, p in (*model.named_parameters(), *model.named_buffers()) if p.is_meta]
+    if empty:
+        raise CheckpointError(
+            f"{resolution.path}: {len(empty)} tensor(s) were left without value, first {empty[0]}."
+        )
+
+
+def _plain(language_model: nn.Module) -> nn.Module:
+    """Return the language model without its adapters' wrapper."""
+    wrapped = cast(Any, language_model)
+    return wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else language_model
+
+
+def _check_aliases(resolution: Resolution, tensors: Mapping[str, Tensor]) -> None:
+    """Compare the values of tensors that the file holds under two names."""
+    for name, stored in resolution.keys.aliases.items():
+        first = tensors[resolution.keys.files[name]]
+        for alias in stored:
+            if not _same(first, tensors[alias]):
+                raise ContradictionError(
+                    f"{resolution.path}: {resolution.keys.files[name]} and {alias} are two names "
+                    "of one tensor but hold different values; the file mixes two states."
+                )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Compare two tensors, without reading them when they are one."""
+    shared = one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+    return (shared and one.shape == other.shape) or torch.equal(one, other)
+
+
+def find_tokenizer(resolution: Resolution) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer that a checkpoint carries or names.
+
+    Order: inside the file, the folder ``tokenizer`` beside it, ``models.tokenizer_name``, the
+    language model's name. What the checkpoint carries is complete; a named one gets the tokens that
+    training added. ``None`` (with a note in the resolution) when none of them can be read.
+
+    Raises:
+        CheckpointError: the carried tokenizer is damaged.
+    """
+    location = resolution.location
+    files = read_attachments(location.checkpoint)
+    if not files and location.tokenizer is not None:
+        files = {p.name: p.read_bytes() for p in sorted(location.tokenizer.iterdir())}
+    if files:
+        return tokenizer_from_files(files)
+    models = resolution.config.models
+    name = models.tokenizer_name or models.language_model_name
+    try:
+        return prepare_tokenizer(load_tokenizer(name))
+    except PanoVLMError as error:
+        resolution.notes.append(f"no tokenizer: {error}")
+        return None

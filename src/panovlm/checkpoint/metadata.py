@@ -1,0 +1,174 @@
+"""The document that describes a checkpoint, in the sidecar and inside the file.
+
+Both copies are the same JSON. A fingerprint of the weights' names and shapes ties the document to
+its file, so that a sidecar copied from another run is found out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from panovlm.config.base import StrictModel
+from panovlm.config.schema import Recipe
+from panovlm.errors import CheckpointError
+
+SCHEMA_VERSION = 1
+EMBEDDED = "panovlm_metadata"
+"""Entry of a checkpoint file that holds the document as a JSON string."""
+LIBRARIES = ("panovlm", "torch", "transformers", "peft", "lightning", "tokenizers")
+
+
+class TrainingRecord(StrictModel):
+    """Where in its training a checkpoint was written."""
+
+    epoch: int = 0
+    global_step: int = 0
+    val_loss: float | None = None
+    stage_config: dict[str, Any] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+    upstream_checkpoint: str | None = None
+
+
+class CheckpointMetadata(StrictModel):
+    """Everything that is known about a checkpoint besides its weights."""
+
+    format: Literal["panovlm-checkpoint"] = "panovlm-checkpoint"
+    schema_version: Literal[1] = SCHEMA_VERSION
+    experiment_name: str = ""
+    stage: str = ""
+    fingerprint: str
+    """Digest of the weights' names and shapes, see :func:`fingerprint`."""
+    recipe: Recipe
+    assumed: tuple[str, ...] = ()
+    """Fields of the recipe that nobody knew when this document was made from a bare checkpoint."""
+    tokenizer: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each tokenizer file."""
+    training: TrainingRecord = TrainingRecord()
+    versions: dict[str, str] = Field(default_factory=dict)
+    created_at: str = ""
+
+    def to_json(self) -> str:
+        """Return the document as JSON text."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+
+
+def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return a digest of names and shapes; order and storage type do not matter.
+
+    Args:
+        shapes: the model's own names (without wrappers and aliases) to shapes.
+    """
+    lines = sorted(f"{name} {list(shape)}" for name, shape in shapes.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that shape a checkpoint."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def now() -> str:
+    """Return the current time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def is_ours(document: Mapping[str, Any]) -> bool:
+    """Tell whether a metadata document is of this format (else: the original system's)."""
+    return "schema_version" in document or document.get("format") == "panovlm-checkpoint"
+
+
+def parse(document: Mapping[str, Any], origin: str) -> CheckpointMetadata:
+    """Type a document of this format.
+
+    Args:
+        document: parsed JSON.
+        origin: file that it came from, for messages.
+
+    Raises:
+        CheckpointError: it is of a newer version, or a field is wrong.
+    """
+    found = document.get("schema_version")
+    if isinstance(found, int) and found > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{origin} has schema version {found}; this PanoVLM reads up to {SCHEMA_VERSION}. "
+            "Install a newer PanoVLM."
+        )
+    try:
+        return CheckpointMetadata.model_validate(document)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise CheckpointError(
+            f"{origin}: {where}: {problem['msg']}. The file was edited or written by another "
+            "program; remove it and run `panovlm add-metadata` to write it anew."
+        ) from error
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Read a sidecar; of one that is cut off, everything before the cut.
+
+    Returns:
+        The document, and a note when it was cut off.
+
+    Raises:
+        CheckpointError: the file is not JSON, and not the beginning of JSON either.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not a text file; remove or repair it.") from error
+    note = None
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        document = _salvage(text)
+        if document is None:
+            raise CheckpointError(
+                f"{path}:{error.lineno}: not JSON ({error.msg}). Remove it and run "
+                "`panovlm add-metadata` to write it anew."
+            ) from error
+        note = f"{path.name} is cut off after {len(text)} characters; what stands before is used"
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path} holds no JSON object; remove it or write it anew.")
+    return document, note
+
+
+def _salvage(text: str) -> dict[str, Any] | None:
+    """Return the complete entries of a JSON object that was cut off, or ``None``."""
+    closers: list[str] = []
+    cuts: list[tuple[int, str]] = []
+    in_string = escaped = False
+    for position, char in enumerate(text):
+        if in_string:
+            if not escaped and char == '"':
+                in_string = False
+            escaped = char == "\\" and not escaped
+        elif char == '"':
+            in_string = True
+        elif char in "{[":
+            closers.append("}" if char == "{" else "]")
+            cuts.append((position + 1, "".join(reversed(closers))))
+        elif char in "}]":
+            if not closers or closers.pop() != char:
+                return None
+            cuts.append((position + 1, "".join(reversed(closers))))
+        elif char == ",":
+            cuts.append((position, "".join(reversed(closers))))
+    if not closers:
+        return None
+    for position, ending in reversed(cuts):
+        try:
+            document = json.loads(text[:position] + ending)
+        except json.JSONDecodeError:
+            continue
+        return document if isinstance(document, dict) else None
+    return None
+

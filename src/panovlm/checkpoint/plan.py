@@ -1,0 +1,97 @@
+"""The proof: every key and shape of the file against the model, before any weight is read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from panovlm.errors import CheckpointError
+
+Shape = tuple[int, ...]
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The comparison of a file with the model that was built for it.
+
+    Attributes:
+        matched: names that are in both with equal shapes.
+        tied: model names that the file need not hold, and the name that they share.
+        missing: model name → shape, absent from the file.
+        unexpected: file name → shape, without a place in the model.
+        mismatched: name → (shape in the file, shape in the model).
+    """
+
+    matched: tuple[str, ...]
+    tied: Mapping[str, str]
+    missing: Mapping[str, Shape]
+    unexpected: Mapping[str, Shape]
+    mismatched: Mapping[str, tuple[Shape, Shape]]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every tensor has its place and every place its tensor."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def raise_failure(self, path: Path) -> None:
+        """Report every difference by component.
+
+        Raises:
+            CheckpointError: there is one.
+        """
+        if self.holds:
+            return
+        lines: dict[str, list[str]] = defaultdict(list)
+        for name, (stored, built) in self.mismatched.items():
+            lines[_component(name)].append(
+                f"{name}: {list(stored)} in the checkpoint, {list(built)} in the model"
+            )
+        for name, shape in self.missing.items():
+            lines[_component(name)].append(f"{name} {list(shape)}: absent from the checkpoint")
+        for name, shape in self.unexpected.items():
+            lines[_component(name)].append(f"{name} {list(shape)}: no place in the model")
+        text: list[str] = []
+        for component, problems in lines.items():
+            text.append(f"  {component}: {len(problems)} tensor(s)")
+            text += [f"    {problem}" for problem in problems[:SHOWN]]
+            if len(problems) > SHOWN:
+                text.append(f"    ... and {len(problems) - SHOWN} more")
+        raise CheckpointError(
+            f"{path} does not fit the model that its configuration describes:\n"
+            + "\n".join(text)
+            + f"\nNo weight was read. `panovlm inspect {path}` shows where each setting came from; "
+            "--set FIELD=VALUE overrides one."
+        )
+
+
+def prove(
+    stored: Mapping[str, Shape], built: Mapping[str, Shape], tied: Mapping[str, str]
+) -> Proof:
+    """Compare names and shapes.
+
+    Args:
+        stored: the file's tensors under the model's names.
+        built: the model's state dict.
+        tied: names of the state dict that share the tensor of another name.
+    """
+    missing = {
+        name: shape
+        for name, shape in built.items()
+        if name not in stored and tied.get(name) not in stored
+    }
+    return Proof(
+        matched=tuple(n for n in built if n in stored and stored[n] == built[n]),
+        tied={name: source for name, source in tied.items() if name not in stored},
+        missing=missing,
+        unexpected={n: shape for n, shape in stored.items() if n not in built},
+        mismatched={
+            n: (stored[n], built[n]) for n in built if n in stored and stored[n] != built[n]
+        },
+    )
+
+
+def _component(name: str) -> str:
+    return name.split(".", 1)[0]

@@ -1,0 +1,102 @@
+"""Give a checkpoint the metadata that it lacks, or mend what contradicts its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from panovlm.checkpoint.locate import SIDECAR
+from panovlm.checkpoint.metadata import (
+    CheckpointMetadata,
+    TrainingRecord,
+    fingerprint,
+    library_versions,
+    now,
+)
+from panovlm.checkpoint.atomic import write_bytes
+from panovlm.checkpoint.resolve import Prefer, Resolution, resolve
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What :func:`add_metadata` found and did."""
+
+    path: Path
+    resolution: Resolution
+    written: bool
+
+
+def add_metadata(
+    path: Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    prefer: Prefer | None = None,
+    dry_run: bool = False,
+) -> Repair:
+    """Write ``checkpoint_metadata.json`` beside a checkpoint; the weights are never touched.
+
+    What the weights or documents tell is recorded as such; what nobody knows is recorded as
+    assumed, so that the next reader is told too. Nothing is written when the checkpoint's metadata
+    is complete already.
+
+    Args:
+        path: checkpoint file or folder.
+        overrides: settings that the user knows, by dotted name.
+        prefer: which side wins where metadata and weights contradict each other.
+        dry_run: find out, but write nothing.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be opened.
+        ContradictionError: a contradiction is left that ``prefer`` does not settle.
+    """
+    resolution = _resolve_past_fingerprint(path, overrides, prefer)
+    resolution.raise_conflicts()
+    sidecar = resolution.path.parent / SIDECAR
+    document = _document(resolution)
+    if _same(resolution, document) and sidecar.is_file():
+        return Repair(sidecar, resolution, written=False)
+    if not dry_run:
+        write_bytes(sidecar, document.to_json().encode())
+    return Repair(sidecar, resolution, written=not dry_run)
+
+
+def _resolve_past_fingerprint(
+    path: Path, overrides: Mapping[str, Any] | None, prefer: Prefer | None
+) -> Resolution:
+    """Resolve; with ``prefer="weights"`` a document of other weights is settled too."""
+    resolution = resolve(path, overrides, prefer=prefer)
+    if prefer == "weights":
+        resolution.conflicts = [c for c in resolution.conflicts if c.field != "fingerprint"]
+    return resolution
+
+
+def _document(resolution: Resolution) -> CheckpointMetadata:
+    """Return the complete document of a resolved checkpoint."""
+    tensors = resolution.header.tensors
+    names = {name: tensors[file].shape for name, file in resolution.keys.files.items()}
+    known = resolution.metadata
+    extras = resolution.header.extras
+    epoch, step = extras.get("epoch"), extras.get("global_step")
+    record = TrainingRecord(
+        epoch=epoch if isinstance(epoch, int) else 0,
+        global_step=step if isinstance(step, int) else 0,
+    )
+    return CheckpointMetadata(
+        experiment_name=known.experiment_name if known else "",
+        stage=known.stage if known else "",
+        fingerprint=fingerprint(names),
+        recipe=resolution.config,
+        assumed=tuple(resolution.assumed),
+        tokenizer=known.tokenizer if known else {},
+        training=known.training if known else record,
+        versions=known.versions if known else library_versions(),
+        created_at=known.created_at if known else now(),
+    )
+
+
+def _same(resolution: Resolution, document: CheckpointMetadata) -> bool:
+    """Tell whether the checkpoint already has exactly this document."""
+    return resolution.metadata is not None and resolution.metadata == document
+

@@ -1,0 +1,113 @@
+"""What a checkpoint carries besides weights, and writing it so that it can never be lost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from panovlm.checkpoint.atomic import atomic_write, write_bytes
+from panovlm.checkpoint.locate import SIDECAR, TOKENIZER
+from panovlm.checkpoint.metadata import (
+    EMBEDDED,
+    CheckpointMetadata,
+    TrainingRecord,
+    fingerprint,
+    library_versions,
+    now,
+)
+from panovlm.models.language.tokenizer import tokenizer_files
+from panovlm.models.model import PanoramaVLM
+
+ATTACHED_TOKENIZER = "panovlm_tokenizer"
+"""Entry of a checkpoint file that holds the tokenizer's files as byte tensors."""
+
+
+def describe_model(
+    model: PanoramaVLM,
+    *,
+    experiment_name: str = "",
+    stage: str = "",
+    training: TrainingRecord | None = None,
+) -> CheckpointMetadata:
+    """Return the complete document about a model as it is now."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    files = tokenizer_files(model.tokenizer) if model.tokenizer is not None else {}
+    recipe = model.config.typed_recipe()
+    return CheckpointMetadata(
+        experiment_name=experiment_name,
+        stage=stage,
+        fingerprint=fingerprint(shapes),
+        recipe=recipe,
+        tokenizer={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        training=training or TrainingRecord(),
+        versions=library_versions(),
+        created_at=now(),
+    )
+
+
+def embedded_entries(model: PanoramaVLM, metadata: CheckpointMetadata) -> dict[str, Any]:
+    """Return the entries that make a checkpoint file describe itself.
+
+    The tokenizer's files are byte tensors, so that reading the description does not read them.
+    """
+    entries: dict[str, Any] = {EMBEDDED: metadata.to_json()}
+    if model.tokenizer is not None:
+        files = tokenizer_files(model.tokenizer)
+        entries[ATTACHED_TOKENIZER] = {
+            name: torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            for name, data in files.items()
+            if data
+        }
+    return entries
+
+
+def write_sidecar(folder: Path, metadata: CheckpointMetadata) -> Path:
+    """Write the document beside a checkpoint and return its path."""
+    path = folder / SIDECAR
+    write_bytes(path, metadata.to_json().encode())
+    return path
+
+
+def write_tokenizer(folder: Path, model: PanoramaVLM) -> None:
+    """Write the model's tokenizer into the folder ``tokenizer`` beside a checkpoint."""
+    if model.tokenizer is None:
+        return
+    for name, data in tokenizer_files(model.tokenizer).items():
+        target = folder / TOKENIZER / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, data)
+
+
+def save_checkpoint(model: PanoramaVLM, path: Path, *, stage: str = "") -> None:
+    """Write a model outside training, as one ``.ckpt`` file with its sidecar beside it.
+
+    Args:
+        model: what to write.
+        path: the file; its folder must exist.
+        stage: name of the training stage, for the record.
+    """
+    metadata = describe_model(model, stage=stage)
+    state: Mapping[str, Tensor] = model.state_dict()
+    contents = {
+        "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
+        **embedded_entries(model, metadata),
+    }
+    with atomic_write(path) as file:
+        torch.save(contents, file)
+    write_sidecar(path.parent, metadata)
+    write_tokenizer(path.parent, model)
+
+
+def strip_metadata(source: Path, target: Path) -> None:
+    """Copy a checkpoint file, leaving nothing but its weights.
+
+    This is what a file looks like whose description was lost; the demonstration uses it.
+    """
+    contents = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    with atomic_write(target) as file:
+        torch.save({"state_dict": contents["state_dict"]}, file)

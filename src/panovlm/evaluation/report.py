@@ -1,0 +1,209 @@
+"""The evaluation report: one HTML file that needs nothing else, neither network nor other files.
+
+Pictures are inside it, and a content policy forbids the page to load anything. It opens with the
+verdict and the coverage of the scores, shows panoramas with the views that the model saw, and
+ends with the configuration, where every field says where its value came from.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from panovlm.checkpoint.atomic import write_bytes
+from panovlm.evaluation.answers import Answer
+from panovlm.evaluation.metrics import NotComputed, Score, Scores, is_correct
+
+PANORAMA_WIDTH = 1024
+VIEWS_WIDTH = 1280
+"""Most pixels across of the pictures in a report."""
+
+METRIC_NOTES: Mapping[str, tuple[str, str, float]] = {
+    "accuracy": ("Exact match", "case, outer white space and a final full stop aside", 1),
+    "bleu4": ("BLEU-4", "sacrebleu, 13a tokens, exponential smoothing", 1),
+    "meteor": ("METEOR 1.5", "reference program, English", 1),
+    "rougeL": ("ROUGE-L", "rouge-score, stemmed, mean F-measure", 1),
+    "spice": ("SPICE", "scene-graph overlap", 1),
+    "cider": ("CIDEr", "CIDEr-D by pycocoevalcap, white-space words, 0 to 10", 10),
+}
+"""Label, implementation and largest value of every metric."""
+
+
+@dataclass(frozen=True)
+class ConfigField:
+    """One resolved setting.
+
+    Attributes:
+        name: Dotted name.
+        value: The value, as text.
+        source: Where it came from.
+        assumed: Nothing said what it is: neither metadata nor weights nor the user.
+    """
+
+    name: str
+    value: str
+    source: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One panorama of the gallery with what was asked about it.
+
+    Attributes:
+        name: Its path, or another label.
+        panorama: The picture; None if it could not be read.
+        views: Contact sheet of the views that the model saw.
+        answers: The answers about it.
+    """
+
+    name: str
+    panorama: Image.Image | None
+    views: Image.Image | None
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything a report shows.
+
+    Attributes:
+        title: Heading, usually the experiment's name.
+        created: When the evaluation ended.
+        scores: Scores with their coverage.
+        failures: Reasons of the failed samples, one per sample.
+        scenes: The gallery.
+        about: Facts to show under the verdict, e.g. checkpoint, data, device, duration.
+        config: The resolved configuration.
+        versions: Libraries and their versions.
+    """
+
+    title: str
+    created: datetime
+    scores: Scores
+    failures: Sequence[str] = ()
+    scenes: Sequence[Scene] = ()
+    about: Mapping[str, str] = field(default_factory=dict[str, str])
+    config: Sequence[ConfigField] = ()
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The sentence on top of a report: a number, what it is, and whether all samples count."""
+
+    number: str
+    sentence: str
+    coverage: str
+    complete: bool
+
+
+def verdict(scores: Scores) -> Verdict:
+    """Sum up an evaluation.
+
+    The number is the accuracy; where no answer matches exactly, as with captions, it is the first
+    of ROUGE-L and CIDEr that was computed.
+    """
+    complete = scores.total > 0 and scores.scored == scores.total
+    lost = [
+        f"{count} {what}"
+        for count, what in (
+            (scores.failed, "failed"),
+            (scores.without_reference, "without reference"),
+        )
+        if count
+    ]
+    coverage = (
+        f"all {scores.total} samples scored"
+        if complete
+        else ", ".join([f"{scores.scored} of {scores.total} samples scored", *lost])
+    )
+    accuracy = scores.metrics.get("accuracy")
+    exact = accuracy.result if accuracy else NotComputed("not asked for")
+    if isinstance(exact, Score) and (exact.value > 0 or not _caption_score(scores)):
+        sentence = "of the answers are exactly right"
+        if exact.interval:
+            low, high = (100 * end for end in exact.interval)
+            sentence += f" (95 % interval {low:.1f} to {high:.1f} %)"
+        return Verdict(f"{100 * exact.value:.1f} %", sentence, coverage, complete)
+    for name in ("rougeL", "cider"):
+        found = scores.metrics.get(name)
+        if found and isinstance(found.result, Score):
+            sentence = f"{METRIC_NOTES[name][0]}; no answer matches its reference exactly"
+            return Verdict(f"{found.result.value:.3f}", sentence, coverage, complete)
+    reason = exact.reason if isinstance(exact, NotComputed) else "no score was computed"
+    return Verdict("No score", reason, coverage, complete)
+
+
+def judges_answers(scores: Scores) -> bool:
+    """Whether right and wrong mean something here: at least one answer matches exactly."""
+    found = scores.metrics.get("accuracy")
+    return found is not None and isinstance(found.result, Score) and found.result.value > 0
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write a report; the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, render_report(data).encode("utf-8"))
+
+
+def render_report(data: ReportData) -> str:
+    """Return the HTML text of a report. Every text in it is escaped."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "jpeg": _jpeg_uri}
+    environment.tests |= {"missing": lambda result: isinstance(result, NotComputed)}
+    template = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
+    shown = [answer for scene in data.scenes for answer in scene.answers]
+    judged = judges_answers(data.scores)
+    return environment.from_string(template).render(
+        data=data,
+        verdict=verdict(data.scores),
+        notes=METRIC_NOTES,
+        state=lambda answer: _state(answer, judged),
+        counts=Counter(_state(answer, judged) for answer in shown),
+        shown=len(shown),
+        failures=Counter(data.failures).most_common(),
+        assumed=[found for found in data.config if found.assumed],
+        panorama_width=PANORAMA_WIDTH,
+        views_width=VIEWS_WIDTH,
+    )
+
+
+def _state(answer: Answer, judged: bool) -> str:
+    """Return what the gallery calls an answer: failed, right, wrong or unscored."""
+    if answer.is_error:
+        return "failed"
+    correct = is_correct(answer) if judged else None
+    return "unscored" if correct is None else "right" if correct else "wrong"
+
+
+def _caption_score(scores: Scores) -> bool:
+    """Whether a measure of partial agreement found any."""
+    found = (scores.metrics.get(name) for name in ("rougeL", "cider"))
+    return any(one and isinstance(one.result, Score) and one.result.value > 0 for one in found)
+
+
+def _percent(value: float, whole: float = 1) -> str:
+    """Return a share as a CSS length or a text, with one decimal."""
+    return f"{100 * value / whole:.1f}%"
+
+
+def _jpeg_uri(picture: Image.Image, width: int) -> Markup:
+    """Encode a picture, scaled down to at most ``width`` pixels across, as a data URI."""
+    small = picture.convert("RGB")
+    small.thumbnail((width, 16 * width), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=82, optimize=True)
+    return Markup("data:image/jpeg;base64,") + base64.b64encode(buffer.getvalue()).decode("ascii")

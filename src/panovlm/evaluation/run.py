@@ -1,0 +1,260 @@
+"""The evaluation loop: panoramas and questions in, answers in the ledger out.
+
+A panorama that cannot be read fails its own questions and no others. Anything else that goes
+wrong stops the evaluation; the ledger keeps what was answered until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+from panovlm.config.schema import Generation
+from panovlm.data.samples import Sample
+from panovlm.errors import DataError
+from panovlm.evaluation.answers import Answer, Question, groups_of
+from panovlm.evaluation.ledger import Ledger
+from panovlm.panorama.image import read_panorama
+
+Views = NDArray[np.float32]
+
+
+class Answering(Protocol):
+    """A model that answers questions about panoramas."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        ...
+
+    def eval(self) -> Any:
+        """Switch dropout off."""
+        ...
+
+    def generate(
+        self, *, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """Continue prompts [B, L], padded on the left, about views [B, V, 3, h, w]: ids [B, n]."""
+        ...
+
+
+class Chatting(Protocol):
+    """How questions become token ids, and token ids text."""
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills up shorter prompts."""
+        ...
+
+    def prompt(self, question: str) -> list[int]:
+        """Token ids of the prompt, vision placeholder included."""
+        ...
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, without special tokens."""
+        ...
+
+
+def questions_of(samples: Iterable[Sample]) -> list[Question]:
+    """Turn the rows of tables into questions, numbered from 0.
+
+    A row's columns ``kind`` and ``seam`` group the accuracy; an empty answer is no reference.
+
+    Args:
+        samples: Rows as read from tables, not joined into conversations.
+
+    Raises:
+        DataError: A sample is a conversation of several turns.
+    """
+    questions: list[Question] = []
+    for number, sample in enumerate(samples):
+        if len(sample.turns) != 1:
+            raise DataError(
+                f"{sample.source}: {len(sample.turns)} turns; an evaluation asks one question per "
+                "row, so do not join rows (questions_per_sample) for it"
+            )
+        text, reference = sample.turns[0]
+        questions.append(
+            Question(
+                sample_id=str(number),
+                image=str(sample.image),
+                text=text,
+                query=sample.columns.get("query", ""),
+                reference=reference or None,
+                groups=groups_of(sample.columns),
+            )
+        )
+    return questions
+
+
+def generation_arguments(settings: Generation) -> dict[str, Any]:
+    """Translate generation settings into arguments of ``generate``; only those with an effect."""
+    arguments: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "do_sample": settings.do_sample,
+        "num_beams": settings.num_beams,
+        "repetition_penalty": settings.repetition_penalty,
+    }
+    if settings.min_new_tokens:
+        arguments["min_new_tokens"] = settings.min_new_tokens
+    if settings.do_sample:
+        names = ("temperature", "top_p", "top_k")
+        arguments |= {name: getattr(settings, name) for name in names}
+    if settings.num_beams > 1:
+        arguments["length_penalty"] = settings.length_penalty
+    return arguments
+
+
+def evaluate(
+    model: Answering,
+    questions: Sequence[Question],
+    pipeline: Callable[[NDArray[np.uint8]], Views],
+    chat: Chatting,
+    generation: Generation,
+    *,
+    batch_size: int,
+    ledger: Ledger,
+    progress: bool = True,
+) -> list[Answer]:
+    """Ask every question that the ledger has no answer to.
+
+    The next batch's panoramas are read and rendered while the model works on this one;
+    neighbouring questions about one panorama share its views.
+
+    Args:
+        model: In whatever mode; it is switched to evaluation.
+        questions: All questions of the evaluation.
+        pipeline: Turns a panorama [H, W, 3] into views [V, 3, h, w].
+        chat: Makes prompts and reads answers.
+        generation: How answers are generated.
+        batch_size: Questions per call of the model, at least 1.
+        ledger: Receives every batch of answers before the next one is generated.
+        progress: Show a bar on the terminal.
+
+    Returns:
+        One answer per question, in the order of the questions.
+    """
+    model.eval()
+    pending = ledger.pending(questions)
+    batches = [pending[i : i + batch_size] for i in range(0, len(pending), batch_size)]
+    arguments = generation_arguments(generation)
+    with _bar(progress) as bar:
+        done = len(questions) - len(pending)
+        task = bar.add_task("Evaluating", total=len(questions), completed=done)
+        for batch in _prepared(batches, pipeline):
+            ledger.append([*batch.failed, *_ask(model, batch, chat, arguments)])
+            bar.advance(task, len(batch.failed) + len(batch.questions))
+    answers = {answer.question.sample_id: answer for answer in ledger.answers()}
+    return [answers[question.sample_id] for question in questions]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Questions with their views [B, V, 3, h, w], and those whose panorama is unreadable."""
+
+    questions: list[Question]
+    views: list[Views]
+    failed: list[Answer]
+
+
+def _prepared(
+    batches: Sequence[Sequence[Question]], pipeline: Callable[[NDArray[np.uint8]], Views]
+) -> Iterator[_Batch]:
+    """Render batch after batch, one ahead of the reader, in a thread of its own."""
+    rendered: dict[str, Views | DataError] = {}
+
+    def prepare(batch: Sequence[Question]) -> _Batch:
+        nonlocal rendered
+        images = dict.fromkeys(question.image for question in batch)
+        # Only this batch's views are kept; the ones it shares with the last batch are reused.
+        rendered = {
+            image: rendered[image] if image in rendered else _render(image, pipeline)
+            for image in images
+        }
+        made = _Batch([], [], [])
+        for question in batch:
+            views = rendered[question.image]
+            if isinstance(views, DataError):
+                made.failed.append(Answer.failed(question, str(views)))
+            else:
+                made.questions.append(question)
+                made.views.append(views)
+        return made
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="render") as pool:
+        ahead = [pool.submit(prepare, batch) for batch in batches[:1]]
+        for following in range(1, len(batches) + 1):
+            ready = ahead.pop().result()
+            if following < len(batches):
+                ahead.append(pool.submit(prepare, batches[following]))
+            yield ready
+
+
+def _render(image: str, pipeline: Callable[[NDArray[np.uint8]], Views]) -> Views | DataError:
+    """Render a panorama's views; return the error if its file cannot be used."""
+    try:
+        erp = read_panorama(Path(image))
+    except DataError as error:
+        return error
+    return pipeline(erp)
+
+
+def _ask(
+    model: Answering, batch: _Batch, chat: Chatting, arguments: dict[str, Any]
+) -> list[Answer]:
+    """Generate the answers of one batch."""
+    if not batch.questions:
+        return []
+    prompts = [chat.prompt(question.text) for question in batch.questions]
+    ids, mask = _pad_left(prompts, chat.pad_id)
+    with torch.inference_mode():
+        made = model.generate(
+            pixel_values=torch.from_numpy(np.stack(batch.views)).to(model.device),
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            **arguments,
+        )
+    return [
+        Answer.generated(question, chat.decode_answer(row))
+        for question, row in zip(batch.questions, made.tolist(), strict=True)
+    ]
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Pad prompts on the left, so that all answers begin in the same column.
+
+    Returns:
+        Ids and attention mask (1 on text), both int64 [B, L].
+    """
+    length = max(len(prompt) for prompt in prompts)
+    gaps = [length - len(prompt) for prompt in prompts]
+    ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]
+    mask = [[0] * gap + [1] * (length - gap) for gap in gaps]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _bar(show: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not show,
+    )

@@ -1,0 +1,82 @@
+"""The model's configuration in Hugging Face form: two backbone configurations and a recipe."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from panovlm.config.schema import Recipe
+from panovlm.errors import ConfigError
+
+
+class PanoramaVLMConfig(PreTrainedConfig):
+    """Composite configuration of :class:`~panovlm.models.model.PanoramaVLM`.
+
+    Args:
+        recipe: a :class:`~panovlm.config.schema.Recipe`, or its plain dictionary as ``config.json``
+            holds it. The backbones' configurations inside it may be absent when they are given as
+            ``vision_config`` and ``text_config``.
+        vision_config: Hugging Face configuration of the tower, as an object or a dictionary.
+        text_config: the same of the language model.
+        vision_token_id: id of the vision placeholder; ``None`` when no tokenizer is known.
+        **kwargs: what every Hugging Face configuration takes.
+
+    Raises:
+        ConfigError: a backbone's configuration is missing or of an unknown type.
+    """
+
+    model_type = "panovlm"
+    sub_configs: ClassVar[dict[str, Any]] = {
+        "vision_config": AutoConfig,
+        "text_config": AutoConfig,
+    }
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        recipe: Recipe | dict[str, Any] | None = None,
+        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        vision_token_id: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        typed = recipe if isinstance(recipe, Recipe) else Recipe.model_validate(recipe or {})
+        self.vision_config = _backbone(vision_config or typed.models.vision_config, "vision_config")
+        self.text_config = _backbone(text_config or typed.models.language_config, "language_config")
+        bare = typed.models.model_copy(update={"vision_config": None, "language_config": None})
+        self.recipe = typed.model_copy(update={"models": bare.model_dump()}).model_dump(mode="json")
+        self.vision_token_id = vision_token_id
+        kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
+        super().__init__(**kwargs)
+
+    def typed_recipe(self) -> Recipe:
+        """Return the whole recipe, backbones' configurations included."""
+        bare = Recipe.model_validate(self.recipe)
+        models = {
+            **bare.models.model_dump(),
+            "vision_config": self.vision_config.to_dict(),
+            "language_config": self.text_config.to_dict(),
+        }
+        return bare.model_copy(update={"models": models})
+
+
+def _backbone(config: PreTrainedConfig | dict[str, Any] | None, name: str) -> PreTrainedConfig:
+    """Return a backbone's configuration as an object of its own class."""
+    if isinstance(config, PreTrainedConfig):
+        return config
+    if config is None or "model_type" not in config:
+        raise ConfigError(
+            f"models.{name} is missing or has no model_type; give the backbone's Hugging Face "
+            "configuration there, or a name whose configuration can be read."
+        )
+    values = dict(config)
+    try:
+        return cast(PreTrainedConfig, AutoConfig.for_model(values.pop("model_type"), **values))
+    except ValueError as error:
+        raise ConfigError(
+            f"models.{name} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
+
+
+AutoConfig.register("panovlm", PanoramaVLMConfig)

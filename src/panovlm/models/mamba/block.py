@@ -1,0 +1,95 @@
+"""The Mamba mixer: causal convolution, selective scan and gate between two projections."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from panovlm.models.mamba.scan import selective_scan
+
+STEP_SIZE_RANGE = (1e-3, 1e-1)
+"""Step sizes that the bias of ``dt_proj`` starts with, spread evenly over their logarithm."""
+
+
+class MambaMixer(nn.Module):
+    """One causal Mamba mixer with the parameter names and the numerics of mamba-ssm's ``Mamba``.
+
+    Widths: I = int(expand * d_model), truncated; R = ceil(d_model / 16).
+
+    Args:
+        d_model: width of input and output.
+        expand: inner width as a multiple of ``d_model``.
+        d_state: size n of the state of every inner channel.
+        d_conv: taps of the convolution over time.
+    """
+
+    def __init__(self, d_model: int, *, expand: float, d_state: int, d_conv: int) -> None:
+        super().__init__()
+        inner = int(expand * d_model)
+        self.dt_rank = math.ceil(d_model / 16)
+        self.d_state = d_state
+        self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
+        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        self.A_log = nn.Parameter(torch.empty(inner, d_state))
+        self.D = nn.Parameter(torch.empty(inner))
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise every parameter as mamba-ssm does.
+
+        A = -(1 .. n) (S4D-real), D = 1, step sizes between 1e-3 and 1e-1 ("Mamba", section 3.6).
+        """
+        for layer in (self.in_proj, self.conv1d, self.x_proj, self.out_proj):
+            layer.reset_parameters()
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        low, high = (math.log(size) for size in STEP_SIZE_RANGE)
+        step = torch.empty_like(self.dt_proj.bias, dtype=torch.float32).uniform_(low, high).exp()
+        self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=self.A_log.device)
+        self.A_log.copy_(states.log().expand_as(self.A_log))
+        nn.init.ones_(self.D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the time steps of ``x`` ``[b, l, d_model]``, each seeing itself and earlier ones.
+
+        The scan runs in float32 whatever the dtype of ``x`` and of autocast.
+        """
+        signal, gate = self.in_proj(x).chunk(2, dim=-1)  # [b, l, I] each
+        signal = nn.functional.silu(self._convolve(signal))
+        sizes = (self.dt_rank, self.d_state, self.d_state)
+        dt, B, C = self.x_proj(signal).split(sizes, dim=-1)
+        delta = nn.functional.linear(
+            dt, self.dt_proj.weight
+        )  # its bias joins inside the scan, in float32
+        A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        y = selective_scan(
+            signal.transpose(1, 2),
+            delta.transpose(1, 2),
+            A,
+            B.transpose(1, 2),
+            C.transpose(1, 2),
+            D=self.D,
+            z=gate.transpose(1, 2),
+            delta_bias=self.dt_proj.bias,
+            delta_softplus=True,
+        )
+        return self.out_proj(y.transpose(1, 2))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """Convolve each channel of ``x`` ``[b, l, I]`` with its taps, causally.
+
+        As a picture of height 1 in channels-last order, which ``[b, l, I]`` already is, this is
+        two to five times faster on a CPU than the one-dimensional convolution.
+        """
+        taps = self.conv1d.weight.unsqueeze(2)  # [I, 1, 1, K]
+        past = (
+            nn.functional.pad(x, (0, 0, taps.shape[-1] - 1, 0)).transpose(1, 2).unsqueeze(2)
+        )  # [b, I, 1, l]
+        y = nn.functional.conv2d(past, taps, self.conv1d.bias, groups=len(taps))
+        return y.squeeze(2).transpose(1, 2)

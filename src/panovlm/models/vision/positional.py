@@ -1,0 +1,123 @@
+"""Sinusoidal positions of view tokens on the panorama's circle.
+
+A token's place is its view and its column within the view, measured in views along the circle.
+Because neighbouring views overlap, a view starts ``1 - overlap`` after the one before, so two
+tokens that show the same direction get (nearly) the same position. The code of one number is the
+sinusoidal one of Vaswani et al. 2017 (section 3.5), all sines first, then all cosines.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import isqrt
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Spatial = Literal["sinusoidal", "none"]
+MAX_OVERLAP = 0.999
+"""Larger overlaps would put all views on one spot."""
+
+
+def token_grid(count: int) -> tuple[int, int]:
+    """Return (rows, columns) of a view's ``count`` tokens.
+
+    A square if possible, else as many rows as the largest divisor up to the square root; a prime
+    count is one row. A class token counts like any other: 50 tokens are 5 × 10.
+    """
+    rows = next(n for n in range(isqrt(count), 0, -1) if count % n == 0)
+    return rows, count // rows
+
+
+def sinusoids(
+    position: npt.NDArray[np.float64], width: int, temperature: float
+) -> npt.NDArray[np.float64]:
+    """Return the sinusoidal code of numbers.
+
+    Args:
+        position: any shape ``[...]``.
+        width: channels D. The frequencies are ``temperature ** (-2i / D)``, ``i < D // 2``.
+        temperature: base of the frequencies, above 1.
+
+    Returns:
+        ``[..., D]``: sines of every frequency, then cosines, then a zero if D is odd.
+    """
+    half = width // 2
+    frequencies = float(temperature) ** (-2.0 * np.arange(half) / width)
+    angles = position[..., None] * frequencies
+    code = np.zeros((*position.shape, width))
+    code[..., :half] = np.sin(angles)
+    code[..., half : 2 * half] = np.cos(angles)
+    return code
+
+
+def panorama_positions(
+    *,
+    num_views: int,
+    grid: tuple[int, int],
+    width: int,
+    overlap: float,
+    temperature: float,
+    continuity: bool,
+    spatial: Spatial,
+) -> npt.NDArray[np.float64]:
+    """Return the positions that are added to the tokens of all views.
+
+    With step ``s = 1 - overlap`` and length ``L = V - (V - 1)·overlap`` (continuity off: 1 and V),
+    column x of view v lies at ``g = v·s + x / columns``, an angle of ``2π·g / L``. Its code is
+    added to those of the row and of ``g`` itself (spatial off: angle only).
+
+    Args:
+        num_views: views V around the circle, in order.
+        grid: (rows, columns) of one view.
+        width: channels D.
+        overlap: shared fraction of neighbouring views, 0 to 1; at most 0.999 is used.
+        temperature: base of the frequencies.
+        continuity: whether positions follow the overlap or count views.
+        spatial: ``"none"`` leaves the codes of row and ``g`` out.
+
+    Returns:
+        ``[V, rows · columns, D]``, float64.
+    """
+    rows, columns = grid
+    shared = min(max(overlap, 0.0), MAX_OVERLAP) if continuity else 0.0
+    length = num_views - (num_views - 1) * shared
+    view = np.arange(num_views, dtype=np.float64)[:, None]
+    place = view * (1 - shared) + np.arange(columns) / columns  # [V, columns]
+    code = sinusoids(2 * np.pi * place / length, width, temperature)
+    if spatial == "sinusoidal":
+        code = code + sinusoids(place, width, temperature)
+    table = np.repeat(code[:, None], rows, axis=1)  # [V, rows, columns, D]
+    if spatial == "sinusoidal":
+        table += sinusoids(np.arange(rows, dtype=np.float64), width, temperature)[:, None]
+    return table.reshape(num_views, rows * columns, width)
+
+
+@lru_cache(maxsize=16)
+def cached_positions(
+    *,
+    num_views: int,
+    grid: tuple[int, int],
+    width: int,
+    overlap: float,
+    temperature: float,
+    continuity: bool,
+    spatial: Spatial,
+    device: torch.device,
+) -> Tensor:
+    """Return :func:`panorama_positions` as float32 on ``device``; do not modify it."""
+    table = panorama_positions(
+        num_views=num_views,
+        grid=grid,
+        width=width,
+        overlap=overlap,
+        temperature=temperature,
+        continuity=continuity,
+        spatial=spatial,
+    )
+    # A tensor made in inference mode could never take part in training later.
+    with torch.inference_mode(mode=False):
+        return torch.from_numpy(table.astype(np.float32)).to(device)

@@ -1,0 +1,106 @@
+"""Joining the views' token grids into one strip along the panorama.
+
+Every mode is a choice of columns: side by side, without the columns that a view shares with the
+one before, or resampled at regular places of the strip with the overlaps averaged.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from panovlm.config.schema import ModelSettings
+
+
+def overlap_columns(columns: int, overlap: float) -> int:
+    """Return how many of a view's columns the next view shows again (half to even)."""
+    return min(max(round(columns * overlap), 0), columns)
+
+
+def strip_columns(num_views: int, columns: int, settings: ModelSettings) -> int:
+    """Return the columns of the stitched strip.
+
+    Args:
+        num_views: views V in the strip.
+        columns: token columns of one view.
+        settings: stitching and overlap.
+    """
+    if settings.stitching_mode != "resample":
+        return len(_kept_columns(num_views, columns, settings))
+    return columns if settings.stitch_target_to_view_width else _distinct(
+        num_views, columns, settings
+    )
+
+
+def stitch(tokens: Tensor, settings: ModelSettings) -> Tensor:
+    """Join the views' tokens.
+
+    Args:
+        tokens: ``[B, V, rows, columns, D]``, views from left to right.
+        settings: ``stitching_mode`` and its options, ``overlap_ratio``.
+
+    Returns:
+        ``[B, rows · strip columns, D]``, row-major.
+    """
+    batch, views, rows, columns, width = tokens.shape
+    side_by_side = tokens.transpose(1, 2).reshape(batch, rows, views * columns, width)
+    if settings.stitching_mode == "resample":
+        matrix = _resampling(
+            views,
+            columns,
+            overlap_columns(columns, settings.overlap_ratio),
+            _distinct(views, columns, settings),
+            strip_columns(views, columns, settings),
+            "nearest" if settings.stitch_interp == "nearest" else "bilinear",
+        )
+        strip = matrix.to(tokens.device, tokens.dtype) @ side_by_side
+    else:
+        strip = side_by_side[:, :, _kept_columns(views, columns, settings)]
+    return strip.flatten(1, 2)
+
+
+def _kept_columns(num_views: int, columns: int, settings: ModelSettings) -> list[int]:
+    """Return which columns of the views side by side stay; ``concat`` keeps all."""
+    shared = overlap_columns(columns, settings.overlap_ratio)
+    first = 0 if settings.stitching_mode == "concat" else shared
+    later = [v * columns + x for v in range(1, num_views) for x in range(first, columns)]
+    return [*range(columns), *later]
+
+
+def _distinct(num_views: int, columns: int, settings: ModelSettings) -> int:
+    """Return the columns that the resampled places span: the distinct ones, unless set."""
+    shared = overlap_columns(columns, settings.overlap_ratio)
+    return settings.stitch_target_cols or num_views * columns - (num_views - 1) * shared
+
+
+@lru_cache(maxsize=16)
+def _resampling(
+    num_views: int, columns: int, shared: int, span: int, target: int, mode: str
+) -> Tensor:
+    """Return the matrix ``[target, V · columns]`` that resamples views put side by side.
+
+    The target columns lie at ``linspace(0, span - 1, target)`` of the strip; view v covers it
+    from ``v·(columns - shared)`` on. Each view is sampled there, with zeros outside, and the
+    samples are averaged with the weight that the same sampling gives a view of ones.
+
+    Sampling is linear, so sampling the unit columns gives its matrix. That is left to
+    ``grid_sample`` (aligned corners), whose float32 rounding decides which of two equally near
+    columns is the nearest.
+    """
+    step = columns - shared or columns
+    # grid_sample has no coordinate for a picture of one column; a second, empty one gives it.
+    canvas = max(columns, 2)
+    with torch.inference_mode(mode=False):
+        unit = torch.eye(columns, canvas, device="cpu")[None, :, None, :]
+        place = torch.linspace(0, span - 1, target, dtype=torch.float32, device="cpu")
+        start = step * torch.arange(num_views, dtype=torch.float32, device="cpu")
+        x = 2 * (place - start[:, None]) / (canvas - 1) - 1  # [V, target]
+        at = torch.stack((x, torch.zeros_like(x)), dim=-1)[None]  # [1, V, target, (x, y)]
+        samples = F.grid_sample(unit, at, mode=mode, padding_mode="zeros", align_corners=True)
+        samples = samples[0].permute(1, 2, 0)  # [V, target, columns]
+        weight = samples.sum(-1, keepdim=True)
+        mean = samples * weight / weight.sum(0, keepdim=True).clamp(min=1e-6)
+        return mean.transpose(0, 1).reshape(target, num_views * columns)

@@ -1,0 +1,71 @@
+"""Reading panoramas from files, as 8-bit RGB, with nothing guessed and nothing hidden."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from panovlm.errors import DataError
+
+MIN_WIDTH = 100
+MIN_HEIGHT = 50
+
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for missing, damaged, cut or oversized files, depending on the format."""
+
+
+def read_panorama(path: str | Path) -> NDArray[np.uint8]:
+    """Read an equirectangular panorama.
+
+    The EXIF orientation is applied. Transparency is dropped, as Pillow's ``convert("RGB")`` does;
+    grey pictures get three equal channels; 16-bit pictures are scaled to 8 bits.
+
+    Args:
+        path: A JPEG, PNG, WebP or any other file that Pillow reads.
+
+    Returns:
+        Pixels [H, W, 3], RGB, 0 to 255.
+
+    Raises:
+        DataError: The file is missing, damaged, cut off, of 32-bit pixels, or smaller than
+            100 x 50 pixels.
+    """
+    try:
+        with Image.open(path) as file:
+            pixels = _rgb(ImageOps.exif_transpose(file))
+    except _DECODER_ERRORS as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise DataError(f"cannot read the panorama {path}: {reason}") from error
+    height, width = pixels.shape[:2]
+    if width < MIN_WIDTH or height < MIN_HEIGHT:
+        raise DataError(
+            f"the panorama {path} has {width} x {height} pixels; "
+            f"at least {MIN_WIDTH} x {MIN_HEIGHT} are needed"
+        )
+    return pixels
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels [H, W, 3] of a picture of any mode."""
+    if image.mode.startswith("I;16"):
+        grey = np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are 32-bit (mode {image.mode}), with no defined white; "
+            "save it with 8 or 16 bits per channel"
+        )
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,170 @@
+"""Projection of an equirectangular panorama onto pinhole views, seamless and right at the poles.
+
+The coordinates that a set of cameras looks at are computed once and kept; projecting is then one
+``cv2.remap`` for all views together.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from panovlm.errors import DataError
+from panovlm.panorama.geometry import (
+    Camera,
+    Floats,
+    Grid,
+    camera_rays,
+    erp_coordinates,
+    ray_angles,
+)
+
+SIDE_LIMIT = 32766
+"""Longest side in pixels that cv2.remap reads or writes."""
+
+Image = NDArray[Any]
+
+
+def project(
+    erp: Image,
+    cameras: tuple[Camera, ...],
+    size: tuple[int, int],
+    *,
+    grid: Grid = "corner",
+    antialias: bool = False,
+) -> Image:
+    """Show a panorama through pinhole cameras, with bilinear interpolation.
+
+    Args:
+        erp: Panorama [H, W] or [H, W, C], C at most 4, uint8 or float32, at most 32764 px wide.
+        cameras: One camera per view.
+        size: (height, width) of every view in pixels.
+        grid: Where the pixels of a view lie in its field of view.
+        antialias: Average over the area of every pixel where the panorama is finer than the view,
+            instead of reading one point of it.
+
+    Returns:
+        Views [V, height, width] or [V, height, width, C] of the panorama's type.
+
+    Raises:
+        DataError: The panorama is too large for cv2.
+    """
+    erp = np.ascontiguousarray(erp)
+    supersample = 1
+    if antialias:
+        density = _density(erp.shape, cameras, size, grid)
+        supersample = 2 if density > 1 else 1
+        erp = shrink(erp, density)
+    if max(erp.shape[:2]) + 2 > SIDE_LIMIT:
+        raise DataError(
+            f"the panorama has {erp.shape[1]} x {erp.shape[0]} pixels, but a side can have at most "
+            f"{SIDE_LIMIT - 2}: shrink the picture first"
+        )
+    at_once = max(SIDE_LIMIT // (size[0] * supersample), 1)
+    stacks = [
+        _project_stack(erp, cameras[first : first + at_once], size, grid, supersample)
+        for first in range(0, len(cameras), at_once)
+    ]
+    stacked = stacks[0] if len(stacks) == 1 else np.concatenate(stacks)
+    return stacked.reshape(len(cameras), *size, *erp.shape[2:])
+
+
+def _project_stack(
+    erp: Image, cameras: tuple[Camera, ...], size: tuple[int, int], grid: Grid, supersample: int
+) -> Image:
+    """Project views that fit into one call of cv2, stacked into one picture [V * height, width]."""
+    maps = _maps(cameras, size, grid, supersample, (erp.shape[0], erp.shape[1]))
+    source = _extend_over_poles(erp) if maps.poles else erp
+    stack = cv2.remap(
+        source, maps.first, maps.second, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+    )
+    if supersample > 1:
+        target = (size[1], size[0] * len(cameras))
+        stack = cv2.resize(stack, target, interpolation=cv2.INTER_AREA)
+    return stack
+
+
+class _Maps(NamedTuple):
+    """Coordinates for cv2.remap, and whether some lie beyond the first or last row's centre."""
+
+    first: NDArray[Any]
+    second: NDArray[Any]
+    poles: bool
+
+
+@lru_cache(maxsize=8)
+def _angles(
+    cameras: tuple[Camera, ...], size: tuple[int, int], grid: Grid, supersample: int
+) -> tuple[Floats, Floats]:
+    """Return the longitudes and latitudes of all samples, [V * height * k, width * k] each."""
+    angles = [ray_angles(camera_rays(camera, size, grid, supersample)) for camera in cameras]
+    longitude, latitude = (np.concatenate(part) for part in zip(*angles, strict=True))
+    return longitude, latitude
+
+
+@lru_cache(maxsize=8)
+def _maps(
+    cameras: tuple[Camera, ...],
+    size: tuple[int, int],
+    grid: Grid,
+    supersample: int,
+    erp_size: tuple[int, int],
+) -> _Maps:
+    """Return the coordinates in a panorama of ``erp_size``.
+
+    ``corner`` gets cv2's fixed-point coordinates (1/32 px), as py360convert uses them: faster, and
+    equal in every pixel. py360convert rounds them in a panorama padded by one pixel on every side;
+    the pixel is added before the rounding and taken away afterwards. ``centre`` keeps float32.
+    """
+    x, y = erp_coordinates(*_angles(cameras, size, grid, supersample), *erp_size)
+    poles = bool(y.min() < 0 or y.max() > erp_size[0] - 1)
+    if grid == "corner":
+        whole, fraction = cv2.convertMaps(x + 1, y + 1, cv2.CV_16SC2)
+        whole -= np.array([1, 0 if poles else 1], np.int16)
+        return _Maps(whole, fraction, poles)
+    return _Maps(x.astype(np.float32), (y + poles).astype(np.float32), poles)
+
+
+def _extend_over_poles(erp: Image) -> Image:
+    """Add a row above and below: beyond a pole the panorama goes on half a turn away."""
+    half = erp.shape[1] // 2
+    return np.concatenate(
+        [np.roll(erp[:1], half, axis=1), erp, np.roll(erp[-1:], half, axis=1)], axis=0
+    )
+
+
+def _density(
+    erp_shape: tuple[int, ...], cameras: tuple[Camera, ...], size: tuple[int, int], grid: Grid
+) -> float:
+    """Return the panorama pixels per view pixel in the centre of a view, along the finer axis."""
+    gaps = [pixels - 1 if grid == "corner" else pixels for pixels in size]
+    return max(
+        2 * np.tan(np.deg2rad(fov) / 2) / max(gap, 1) * pixels / sphere
+        for camera in cameras
+        for fov, gap, pixels, sphere in (
+            (camera.vfov, gaps[0], erp_shape[0], np.pi),
+            (camera.hfov, gaps[1], erp_shape[1], 2 * np.pi),
+        )
+    )
+
+
+def shrink(erp: Image, density: float, *, rest: float = 2) -> Image:
+    """Halve a panorama, averaging areas, while it stays ``rest`` times as fine as needed.
+
+    Args:
+        erp: Panorama [H, W] or [H, W, C].
+        density: How many times finer than needed it is.
+        rest: Factor that is left over at least, for the interpolation that follows.
+
+    Returns:
+        The panorama, smaller by a power of two.
+    """
+    factor = 2 ** max(int(np.floor(np.log2(density / rest))), 0)
+    if factor == 1:
+        return erp
+    target = (max(erp.shape[1] // factor, 1), max(erp.shape[0] // factor, 1))
+    return cv2.resize(erp, target, interpolation=cv2.INTER_AREA)
