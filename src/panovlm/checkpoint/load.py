@@ -24,7 +24,7 @@ from panovlm.models.language.tokenizer import (
     tokenizer_from_files,
 )
 from panovlm.models.model import PanoramaVLM
-from panovlm.models.vision.backbone import tower_config
+from panovlm.models.vision.pretrained import tower_config
 
 
 def load_checkpoint(
@@ -213,7 +213,9 @@ def find_tokenizer(resolution: Resolution) -> PreTrainedTokenizerBase | None:
     models = resolution.config.models
     name = models.tokenizer_name or models.language_model_name
     try:
-        return prepare_tokenizer(load_tokenizer(name))
+        tokenizer = load_tokenizer(name)
     except PanoVLMError as error:
         resolution.notes.append(f"no tokenizer: {error}")
         return None
+    prepare_tokenizer(tokenizer)
+    return tokenizer

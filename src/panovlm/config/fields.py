@@ -16,8 +16,6 @@ from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipe
 from panovlm.models.resamplers.recipe import ResamplerSettings
 
-RESAMPLER = ("models", "resampler_config")
-
 
 def canonical_type(name: object) -> str | None:
     """Return the canonical name of a resampler architecture; ``None`` for an unknown one."""

@@ -6,11 +6,14 @@ The place and the spelling that the user wrote travel with them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Path = tuple[str | int, ...]
 """Keys from the root to a value; integers index lists."""
+
+Keys = tuple[str, ...]
+"""A path through blocks only."""
 
 COMMAND_LINE = "command line"
 
@@ -45,13 +48,15 @@ class Lines:
                 return ": ".join(filter(None, (place, dotted(spelt + path[end:]))))
         return ": ".join(filter(None, (self.source, dotted(path))))
 
-    def moved(self, moves: Iterable[tuple[Path, Path]]) -> Lines:
-        """Return a copy in which every ``new`` stands, with all below it, where ``old`` did."""
-        written = dict(self.written)
-        for old, new in moves:
-            for path in [p for p in written if p[: len(old)] == old]:
-                written[new + path[len(old) :]] = written.pop(path)
-        return Lines(self.source, written)
+    def moved(self, old: Path, new: Path) -> Lines:
+        """Return a copy in which ``new``, with all below it, stands where ``old`` did."""
+        return Lines(
+            self.source,
+            {
+                new + path[len(old) :] if path[: len(old)] == old else path: place
+                for path, place in self.written.items()
+            },
+        )
 
     def under(self, upper: Lines) -> Lines:
         """Return these lines with those of ``upper`` laid over them."""

@@ -14,11 +14,13 @@ from pydantic import (
     BeforeValidator,
     Field,
     SerializeAsAny,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from panovlm.config.base import StrictModel
+from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipe, recipes
 from panovlm.models.resamplers.recipe import ResamplerSettings
 
@@ -49,6 +51,7 @@ CropStrategy = Literal[
 ]
 Layout = Literal["original", "panovlm-1"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+TextLength = Annotated[int, Field(ge=1)] | Literal["auto", "auto:dataset"]
 
 
 def _pair(value: object) -> object:
@@ -80,27 +83,27 @@ class ModelSettings(StrictModel):
     resampler_type: str = "mlp"
     """Architecture between tower and projector, one of the registered resamplers."""
     resampler_config: SerializeAsAny[ResamplerSettings] = Field(
-        default_factory=lambda: RESAMPLER_CONFIGS["mlp"], validate_default=False
+        default_factory=lambda given: RESAMPLER_CONFIGS[given["resampler_type"]]
     )
     """Settings of that architecture; what is not given comes from its preset."""
-    latent_dimension: int = Field(768, ge=1)
+    latent_dimension: int = Field(default=768, ge=1)
     """Width of the resampled tokens."""
 
     use_vicreg_norm: bool = True
     """LayerNorm on the tower's output, in every stage."""
     use_vicreg_projector: bool = True
     """Head for the overlap loss, used in stage vision only."""
-    vicreg_projector_dim: int | None = Field(None, ge=1)
+    vicreg_projector_dim: int | None = Field(default=None, ge=1)
     """Output width of that head; unset: ``latent_dimension``."""
-    vicreg_projector_hidden: int | None = Field(None, ge=1)
+    vicreg_projector_hidden: int | None = Field(default=None, ge=1)
     """Hidden width of that head; unset: ``vicreg_projector_dim``."""
-    vicreg_projector_depth: int = Field(2, ge=1)
+    vicreg_projector_depth: int = Field(default=2, ge=1)
     vicreg_projector_ln: bool = True
-    vicreg_loss_weight: float = Field(1.0, ge=0)
-    vicreg_similarity_weight: float = Field(25.0, ge=0)
-    vicreg_variance_weight: float = Field(25.0, ge=0)
-    vicreg_covariance_weight: float = Field(1.0, ge=0)
-    vicreg_gamma: float = Field(1.0, gt=0)
+    vicreg_loss_weight: float = Field(default=1.0, ge=0)
+    vicreg_similarity_weight: float = Field(default=25.0, ge=0)
+    vicreg_variance_weight: float = Field(default=25.0, ge=0)
+    vicreg_covariance_weight: float = Field(default=1.0, ge=0)
+    vicreg_gamma: float = Field(default=1.0, gt=0)
     vicreg_mode: Literal["pairwise", "batchwise"] = "pairwise"
 
     overlap_ratio: Fraction = 0.5
@@ -115,10 +118,10 @@ class ModelSettings(StrictModel):
     """Whether row and column terms join the yaw term."""
     pe_enable_continuity: bool = True
     """Positions follow the overlap of neighbouring views (true) or count views (false)."""
-    pe_temperature: float = Field(10000.0, gt=1)
+    pe_temperature: float = Field(default=10000.0, gt=1)
     pe_dropout: Fraction = 0.0
     stitching_mode: Literal["drop_overlap", "stride_views", "concat", "resample"] = "drop_overlap"
-    stitch_target_cols: int = Field(0, ge=0)
+    stitch_target_cols: int = Field(default=0, ge=0)
     """Columns of the ``resample`` mode; 0: as many as there are distinct ones."""
     stitch_target_to_view_width: bool = False
     stitch_interp: Literal["nearest", "linear"] = "nearest"
@@ -128,43 +131,43 @@ class ModelSettings(StrictModel):
     training_placeholder: bool = True
     """Put the vision placeholder into training texts where prompts have it; false: vision tokens
     go to the fallback position in training, as in the original system."""
-    vision_token_fallback_position: Literal["prefix", "suffix"] = "prefix"
+    vision_token_fallback_position: Literal["prefix", "suffix"] = "prefix"  # noqa: S105
     """Where vision tokens go when the text has no placeholder."""
-    max_text_length: int | Literal["auto", "auto:dataset"] = 512
+    max_text_length: TextLength = 512
     """Tokens of text per sample; longer text is cut."""
     default_generation_prompt: str = "Describe the panoramic scene."
     layout: Layout = "panovlm-1"
     """Which family of checkpoints this model belongs to. It decides only what is assumed for a
     file whose metadata is lost: the defaults of today, or those of the original system."""
 
-    @model_validator(mode="before")
+    @field_validator("resampler_type")
     @classmethod
-    def _type_resampler_config(cls, data: Any) -> Any:
-        """Build ``resampler_config`` with the settings class of ``resampler_type``.
+    def _canonical_type(cls, value: str) -> str:
+        try:
+            return recipe(value).name
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("resampler_config", mode="before")
+    @classmethod
+    def _settings_of_that_type(cls, value: object, info: ValidationInfo) -> object:
+        """Read ``resampler_config`` with the settings class of ``resampler_type``.
 
         A BiMamba can so never be built from the MLP's settings: settings of another architecture
         are refused, and absent ones come from the preset of this architecture.
         """
-        if not isinstance(data, Mapping):
-            return data
-        values: dict[str, Any] = dict(data)
-        name = values.get("resampler_type", "mlp")
-        if not isinstance(name, str):
-            return values
-        architecture = recipe(name)
-        values["resampler_type"] = architecture.name
-        given = values.get("resampler_config")
-        if given is None:
-            values["resampler_config"] = RESAMPLER_CONFIGS[architecture.name]
-        elif isinstance(given, ResamplerSettings):
-            if type(given) is not architecture.settings:
-                raise ValueError(
-                    f"resampler_config holds {type(given).__name__}, but resampler_type is "
-                    f"{architecture.name!r}, which needs {architecture.settings.__name__}"
-                )
-        else:
-            values["resampler_config"] = architecture.settings.model_validate(given)
-        return values
+        name = info.data.get("resampler_type")
+        if name is None:  # the type was refused, and that alone is reported
+            return RESAMPLER_CONFIGS["mlp"]
+        if value is None:
+            return RESAMPLER_CONFIGS[name]
+        settings = recipe(name).settings
+        if isinstance(value, ResamplerSettings) and type(value) is not settings:
+            raise ValueError(
+                f"holds {type(value).__name__}, but resampler_type is {name!r}, "
+                f"which needs {settings.__name__}"
+            )
+        return settings.model_validate(value)
 
 
 class ImageProcessing(StrictModel):
@@ -175,15 +178,15 @@ class ImageProcessing(StrictModel):
     """Pixels of one view; unset: the tower's own size."""
     overlap_ratio: Fraction = 0.5
     """Fraction of the field of view shared by neighbouring views."""
-    fov_deg: float = Field(90.0, gt=0, lt=180)
+    fov_deg: float = Field(default=90.0, gt=0, lt=180)
     """Horizontal and vertical field of view of one perspective view, in degrees."""
     use_vision_processor: bool = False
     """Resize and normalise with the tower's own Hugging Face image processor."""
     vision_processor: dict[str, Any] | None = None
     """Configuration of that processor; filled in when a checkpoint is written."""
-    anyres_patch_size: int = Field(336, ge=8)
+    anyres_patch_size: int = Field(default=336, ge=8)
     """Side of the letterboxed whole view of the any-resolution strategies, in pixels."""
-    anyres_max_patches: int = Field(12, ge=1)
+    anyres_max_patches: int = Field(default=12, ge=1)
     normalize: bool = True
     image_mean: tuple[float, float, float] | None = None
     """Per channel; unset: the tower's processor, else ImageNet."""
@@ -194,8 +197,8 @@ class LoRASettings(StrictModel):
     """Low-rank adapters on the language model, used in stage finetune."""
 
     use_lora: bool = False
-    rank: int = Field(32, ge=1)
-    alpha: float = Field(64, gt=0)
+    rank: int = Field(default=32, ge=1)
+    alpha: float = Field(default=64, gt=0)
     dropout: Fraction = 0.1
     target_modules: tuple[str, ...] = (
         "q_proj",
@@ -211,16 +214,16 @@ class LoRASettings(StrictModel):
 class Generation(StrictModel):
     """How answers are generated."""
 
-    max_new_tokens: int = Field(128, ge=1)
-    min_new_tokens: int = Field(0, ge=0)
+    max_new_tokens: int = Field(default=128, ge=1)
+    min_new_tokens: int = Field(default=0, ge=0)
     do_sample: bool = False
     """False: always the most probable token, so that an evaluation can be repeated exactly."""
-    temperature: float = Field(0.6, gt=0)
-    top_p: float = Field(0.95, gt=0, le=1)
-    top_k: int = Field(20, ge=0)
-    repetition_penalty: float = Field(1.0, gt=0)
+    temperature: float = Field(default=0.6, gt=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    top_k: int = Field(default=20, ge=0)
+    repetition_penalty: float = Field(default=1.0, gt=0)
     length_penalty: float = 1.0
-    num_beams: int = Field(1, ge=1)
+    num_beams: int = Field(default=1, ge=1)
 
 
 class SystemMessages(StrictModel):
@@ -251,21 +254,21 @@ class Experiment(StrictModel):
 class Environment(StrictModel):
     """Machine and reproducibility."""
 
-    seed: int = Field(42, ge=0)
+    seed: int = Field(default=42, ge=0)
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
     strategy: str = "auto"
     """Lightning's name of the distribution strategy."""
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "auto"
     """``auto``: bf16-mixed on an accelerator that supports it, else 32-true."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; unset: torch decides."""
 
 
 class Trainable(StrictModel):
     """Which components a stage trains."""
 
-    vision_blocks: int = Field(0, ge=-1)
+    vision_blocks: int = Field(default=0, ge=-1)
     """Last n blocks of the vision tower; 0 none, -1 the whole tower."""
     resampler: bool = True
     vicreg_projector: bool = False
@@ -289,31 +292,47 @@ class StageData(StrictModel):
 class StageConfig(StrictModel):
     """One training stage."""
 
-    epochs: int = Field(1, ge=1)
-    lr: float = Field(2e-5, gt=0)
-    batch_size: int = Field(1, ge=1)
-    accumulate_grad_batches: int = Field(2, ge=1)
+    epochs: int = Field(default=1, ge=1)
+    lr: float = Field(default=2e-5, gt=0)
+    batch_size: int = Field(default=1, ge=1)
+    accumulate_grad_batches: int = Field(default=2, ge=1)
     warmup_ratio: Fraction = 0.1
     """Fraction of the optimizer steps with rising learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Fall of the learning rate after the warm-up, to zero for cosine and linear."""
-    weight_decay: float = Field(0.01, ge=0)
-    gradient_clip: float = Field(1.0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_clip: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 switches clipping off."""
-    max_text_length: int | Literal["auto", "auto:dataset"] | None = None
+    max_text_length: TextLength | None = None
     """Tokens of text per sample in this stage; unset: the model's."""
-    questions_per_sample: int = Field(1, ge=1)
+    questions_per_sample: int = Field(default=1, ge=1)
     """Rows about one panorama that are joined into one conversation."""
     trainable: Trainable | None = None
-    """Unset: vision trains resampler and overlap head, the others resampler and projector."""
+    """Unset: vision trains resampler and overlap head, the others resampler and projector. What a
+    given block leaves out follows the same rule."""
     val_check_interval: float | int = 1.0
     """Fraction of an epoch, or number of steps, between validations."""
-    patience: int = Field(0, ge=0)
+    patience: int = Field(default=0, ge=0)
     """Validations without improvement before the stage stops early; 0: never."""
     data: StageData | None = None
     """Tables of this stage; unset: those of ``data``."""
     lora: LoRASettings | None = None
-    """Adapters of this stage; unset: those of ``lora`` (finetune only)."""
+    """Adapters of this stage; unset, or what a given block leaves out: as in the top-level block
+    ``lora`` (finetune only)."""
+
+
+def usually_trainable(stage: str) -> Trainable:
+    """Return what ``stage`` trains where its configuration does not say."""
+    if stage == "vision":
+        return Trainable(vicreg_projector=True)
+    return Trainable(projector=True)
+
+
+def _with_usual_components(name: str, stage: Any) -> Any:
+    if not isinstance(stage, Mapping) or not isinstance(stage.get("trainable"), Mapping):
+        return stage
+    trainable = {**usually_trainable(name).model_dump(), **stage["trainable"]}
+    return {**stage, "trainable": trainable}
 
 
 class Training(StrictModel):
@@ -322,18 +341,26 @@ class Training(StrictModel):
     prefix: str = ""
     stages: tuple[str, ...] = STAGES
     stage_configs: dict[str, StageConfig]
-    num_workers: int = Field(2, ge=0)
+    num_workers: int = Field(default=2, ge=0)
     """Processes that load panoramas; 0: the training process itself."""
-    eval_batch_size: int = Field(8, ge=1)
+    eval_batch_size: int = Field(default=8, ge=1)
     system_msg: str | None = None
     """Overrides ``system_messages.default`` when given."""
     augment: bool = False
     """Colour jitter of the training views."""
     cache_views: bool = False
     """Keep the views of every panorama in memory after the first time."""
-    checkpoint_every_n_steps: int = Field(500, ge=1)
+    checkpoint_every_n_steps: int = Field(default=500, ge=1)
     """Optimizer steps between two writes of last.ckpt."""
     wandb_project: str | None = None
+
+    @field_validator("stage_configs", mode="before")
+    @classmethod
+    def _complete_trainable(cls, value: Any) -> Any:
+        """Fill a partial ``trainable`` block with what its stage usually trains."""
+        if not isinstance(value, Mapping):
+            return value
+        return {name: _with_usual_components(name, stage) for name, stage in value.items()}
 
     @model_validator(mode="after")
     def _stages_are_configured(self) -> Training:
@@ -342,8 +369,8 @@ class Training(StrictModel):
         for stage in self.stages:
             if stage not in self.stage_configs:
                 raise ValueError(
-                    f"stage {stage!r} is listed in training.stages but training.stage_configs "
-                    f"has only {sorted(self.stage_configs)}"
+                    f"stage {stage!r} is in training.stages (all of {', '.join(STAGES)} when not "
+                    f"given), but stage_configs has only {', '.join(sorted(self.stage_configs))}"
                 )
         return self
 
@@ -353,13 +380,13 @@ class SyntheticScenes(StrictModel):
 
     root: str
     """Folder for images and tables (train.csv, val.csv, test.csv)."""
-    train_scenes: int = Field(2000, ge=1)
-    val_scenes: int = Field(50, ge=1)
-    test_scenes: int = Field(200, ge=1)
-    questions_per_scene: int = Field(8, ge=1)
-    width: int = Field(256, ge=64)
+    train_scenes: int = Field(default=2000, ge=1)
+    val_scenes: int = Field(default=50, ge=1)
+    test_scenes: int = Field(default=200, ge=1)
+    questions_per_scene: int = Field(default=8, ge=1)
+    width: int = Field(default=256, ge=64)
     """Pixels of the panorama's width; its height is half of that."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
 
 class Data(StrictModel):
@@ -397,6 +424,22 @@ class Settings(Recipe):
     training: Training
     data: Data = Field(default_factory=Data)
     paths: Paths = Field(default_factory=Paths)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_stage_lora(cls, data: Any) -> Any:
+        """Fill a partial ``lora`` block of a stage from the top-level one."""
+        match data:
+            case {"lora": Mapping() as shared, "training": {"stage_configs": Mapping() as stages}}:
+                filled = {
+                    name: {**stage, "lora": {**shared, **stage["lora"]}}
+                    if isinstance(stage, Mapping) and isinstance(stage.get("lora"), Mapping)
+                    else stage
+                    for name, stage in stages.items()
+                }
+                return {**data, "training": {**data["training"], "stage_configs": filled}}
+            case _:
+                return data
 
     def recipe(self) -> Recipe:
         """Return the part that travels in a checkpoint."""

@@ -14,10 +14,12 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
+from panovlm.checkpoint.atomic import write_bytes
 from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer, Question
 
@@ -64,12 +66,13 @@ class Ledger:
         complete = 0
         if path.exists() and not fresh:
             complete = self._resume(path.read_bytes(), dict(identity))
-        self._file: BinaryIO = path.open("r+b" if complete else "wb")
+        if not complete:
+            header = _encode([{"ledger": VERSION, "identity": dict(identity)}])
+            write_bytes(path, header)
+            complete = len(header)
+        self._file: FileIO = path.open("r+b", buffering=0)
         self._file.seek(complete)
         self._file.truncate()
-        if not complete:
-            self._write([{"ledger": VERSION, "identity": dict(identity)}])
-            _sync_folder(path.parent)
 
     def __enter__(self) -> Self:
         """Return the ledger itself."""
@@ -89,7 +92,7 @@ class Ledger:
         self._file.close()
 
     def pending(self, questions: Iterable[Question]) -> list[Question]:
-        """Return the questions that have no answer yet, in their order; failed ones are among them."""
+        """Return the questions without an answer, failed ones included, in their order."""
         return [
             question
             for question in questions
@@ -97,25 +100,31 @@ class Ledger:
         ]
 
     def append(self, answers: Sequence[Answer]) -> None:
-        """Write a batch of answers and wait until it is on the disk."""
-        self._write([_line_of(answer) for answer in answers])
+        """Write a batch of answers and wait until it is on the disk.
+
+        Raises:
+            DataError: It cannot be written, for example because the disk is full.
+        """
+        left = memoryview(_encode([_line_of(answer) for answer in answers]))
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise DataError(
+                f"cannot write {self.path}: {error.strerror}; mend it and evaluate again, which "
+                "goes on after the last answer that was written"
+            ) from error
         self._answers.update({answer.question.sample_id: answer for answer in answers})
 
     def answers(self) -> list[Answer]:
         """Return the latest answer of every sample, in the order in which samples first came."""
         return list(self._answers.values())
 
-    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
     def _resume(self, content: bytes, identity: dict[str, str]) -> int:
         """Read what is there and return how many bytes of it are whole lines."""
         lines = content.split(b"\n")[:-1]
-        if not lines:
-            return 0
-        header = self._parse(lines[0], 1)
+        header = self._parse(lines[0], 1) if lines else {}
         if header.get("ledger") != VERSION or not isinstance(header.get("identity"), dict):
             raise DataError(
                 f"{self.path} is no ledger of version {VERSION}, so nothing is written to it; "
@@ -160,6 +169,10 @@ class Ledger:
         )
 
 
+def _encode(lines: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode("ascii")
+
+
 def _line_of(answer: Answer) -> dict[str, Any]:
     return {
         "status": "failed" if answer.is_error else "ok",
@@ -171,12 +184,3 @@ def _line_of(answer: Answer) -> dict[str, Any]:
 
 def _short(value: str | None) -> str:
     return "none" if value is None else value if len(value) <= 12 else value[:12] + "..."
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name in a folder survive a crash of the machine."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

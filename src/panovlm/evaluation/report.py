@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,11 +22,16 @@ from markupsafe import Markup
 from PIL import Image
 
 from panovlm.checkpoint.atomic import write_bytes
+from panovlm.config.schema import ImageProcessing
+from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer
-from panovlm.evaluation.metrics import NotComputed, Score, Scores, is_correct
+from panovlm.evaluation.metrics import NotComputed, Result, Score, Scores, is_correct
+from panovlm.panorama.image import read_panorama
+from panovlm.panorama.pipeline import ViewPipeline
+from panovlm.panorama.views import View
 
 PANORAMA_WIDTH = 1024
-VIEWS_WIDTH = 1280
+VIEW_WIDTH = 192
 """Most pixels across of the pictures in a report."""
 
 METRIC_NOTES: Mapping[str, tuple[str, str, float]] = {
@@ -37,6 +43,13 @@ METRIC_NOTES: Mapping[str, tuple[str, str, float]] = {
     "cider": ("CIDEr", "CIDEr-D by pycocoevalcap, white-space words, 0 to 10", 10),
 }
 """Label, implementation and largest value of every metric."""
+
+
+GROUP_NAMES: Mapping[str, str] = {
+    "kind": "Kind of question",
+    "seam": "About something on the ±180° seam",
+}
+"""Headings of the groups that the accuracy is broken down by."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +70,27 @@ class ConfigField:
 
 
 @dataclass(frozen=True)
+class SeenView:
+    """One view as the model saw it, and where it looks."""
+
+    picture: Image.Image
+    caption: str
+
+
+@dataclass(frozen=True)
 class Scene:
     """One panorama of the gallery with what was asked about it.
 
     Attributes:
         name: Its path, or another label.
         panorama: The picture; None if it could not be read.
-        views: Contact sheet of the views that the model saw.
+        views: What the model saw, in its order.
         answers: The answers about it.
     """
 
     name: str
     panorama: Image.Image | None
-    views: Image.Image | None
+    views: Sequence[SeenView]
     answers: Sequence[Answer]
 
 
@@ -96,6 +117,54 @@ class ReportData:
     about: Mapping[str, str] = field(default_factory=dict[str, str])
     config: Sequence[ConfigField] = ()
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def gallery(
+    answers: Sequence[Answer], settings: ImageProcessing, *, panoramas: int = 12, questions: int = 8
+) -> list[Scene]:
+    """Choose panoramas for a report and draw them with the views that the model saw.
+
+    The panoramas are spread evenly over the evaluation, in its order.
+
+    Args:
+        answers: All answers of the evaluation.
+        settings: How the model's views were cut.
+        panoramas: Most panoramas to show, at least 1.
+        questions: Most questions to show of each.
+
+    Raises:
+        ConfigError: The settings cannot be worked with.
+    """
+    by_image: dict[str, list[Answer]] = {}
+    for answer in answers:
+        by_image.setdefault(answer.question.image, []).append(answer)
+    names = list(by_image)
+    count = min(panoramas, len(names))
+    chosen = [names[index * len(names) // count] for index in range(count)]
+    pipeline = ViewPipeline(settings)
+    return [_scene(name, by_image[name][:questions], pipeline) for name in chosen]
+
+
+def _scene(name: str, answers: Sequence[Answer], pipeline: ViewPipeline) -> Scene:
+    try:
+        erp = read_panorama(name)
+        pictures = pipeline.render(erp)
+    except DataError:
+        # The picture fails here as it did in the evaluation, where the reason was recorded.
+        return Scene(name, None, (), answers)
+    views = [
+        SeenView(Image.fromarray(picture), _caption(view))
+        for picture, view in zip(pictures, pipeline.views, strict=True)
+    ]
+    return Scene(name, Image.fromarray(erp), views, answers)
+
+
+def _caption(view: View) -> str:
+    """Say where a view looks: yaw to the right of the panorama's centre, pitch upwards."""
+    if view.is_global:
+        return "whole panorama"
+    yaw, pitch = round(view.yaw), round(view.pitch)
+    return (f"yaw {yaw:+d}°" if yaw else "yaw 0°") + (f", pitch {pitch:+d}°" if pitch else "")
 
 
 @dataclass(frozen=True)
@@ -162,26 +231,28 @@ def render_report(data: ReportData) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": _percent, "jpeg": _jpeg_uri}
-    environment.tests |= {"missing": lambda result: isinstance(result, NotComputed)}
-    template = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
+    template = files("panovlm.evaluation").joinpath("report.html.jinja").read_text("utf-8")
     shown = [answer for scene in data.scenes for answer in scene.answers]
     judged = judges_answers(data.scores)
     return environment.from_string(template).render(
         data=data,
+        percent=_percent,
+        jpeg=_jpeg_uri,
+        is_missing=_is_missing,
         verdict=verdict(data.scores),
         notes=METRIC_NOTES,
-        state=lambda answer: _state(answer, judged),
-        counts=Counter(_state(answer, judged) for answer in shown),
+        group_names=GROUP_NAMES,
+        state=partial(_state, judged=judged),
+        counts=Counter(_state(answer, judged=judged) for answer in shown),
         shown=len(shown),
         failures=Counter(data.failures).most_common(),
         assumed=[found for found in data.config if found.assumed],
         panorama_width=PANORAMA_WIDTH,
-        views_width=VIEWS_WIDTH,
+        view_width=VIEW_WIDTH,
     )
 
 
-def _state(answer: Answer, judged: bool) -> str:
+def _state(answer: Answer, *, judged: bool) -> str:
     """Return what the gallery calls an answer: failed, right, wrong or unscored."""
     if answer.is_error:
         return "failed"
@@ -195,8 +266,13 @@ def _caption_score(scores: Scores) -> bool:
     return any(one and isinstance(one.result, Score) and one.result.value > 0 for one in found)
 
 
+def _is_missing(result: Result) -> bool:
+    """Whether there is no score."""
+    return isinstance(result, NotComputed)
+
+
 def _percent(value: float, whole: float = 1) -> str:
-    """Return a share as a CSS length or a text, with one decimal."""
+    """Return a share as a CSS length."""
     return f"{100 * value / whole:.1f}%"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from panovlm.data.samples import Sample
 from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer, Question, groups_of
 from panovlm.evaluation.ledger import Ledger
+from panovlm.models.language.chat import ChatFormat
 from panovlm.panorama.image import read_panorama
 
 Views = NDArray[np.float32]
@@ -51,23 +52,6 @@ class Answering(Protocol):
         self, *, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any
     ) -> Tensor:
         """Continue prompts [B, L], padded on the left, about views [B, V, 3, h, w]: ids [B, n]."""
-        ...
-
-
-class Chatting(Protocol):
-    """How questions become token ids, and token ids text."""
-
-    @property
-    def pad_id(self) -> int:
-        """Id that fills up shorter prompts."""
-        ...
-
-    def prompt(self, question: str) -> list[int]:
-        """Token ids of the prompt, vision placeholder included."""
-        ...
-
-    def decode_answer(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, without special tokens."""
         ...
 
 
@@ -125,7 +109,7 @@ def evaluate(
     model: Answering,
     questions: Sequence[Question],
     pipeline: Callable[[NDArray[np.uint8]], Views],
-    chat: Chatting,
+    chat: ChatFormat,
     generation: Generation,
     *,
     batch_size: int,
@@ -207,22 +191,21 @@ def _prepared(
 
 
 def _render(image: str, pipeline: Callable[[NDArray[np.uint8]], Views]) -> Views | DataError:
-    """Render a panorama's views; return the error if its file cannot be used."""
+    """Render a panorama's views; return the error if this picture cannot be used."""
     try:
-        erp = read_panorama(Path(image))
+        return pipeline(read_panorama(Path(image)))
     except DataError as error:
         return error
-    return pipeline(erp)
 
 
 def _ask(
-    model: Answering, batch: _Batch, chat: Chatting, arguments: dict[str, Any]
+    model: Answering, batch: _Batch, chat: ChatFormat, arguments: dict[str, Any]
 ) -> list[Answer]:
     """Generate the answers of one batch."""
     if not batch.questions:
         return []
     prompts = [chat.prompt(question.text) for question in batch.questions]
-    ids, mask = _pad_left(prompts, chat.pad_id)
+    ids, mask = _pad_left(prompts, cast("int", chat.tokenizer.pad_token_id))
     with torch.inference_mode():
         made = model.generate(
             pixel_values=torch.from_numpy(np.stack(batch.views)).to(model.device),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, cast
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from panovlm.config.schema import Recipe
@@ -42,8 +43,12 @@ class PanoramaVLMConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         typed = recipe if isinstance(recipe, Recipe) else Recipe.model_validate(recipe or {})
-        self.vision_config = _backbone(vision_config or typed.models.vision_config, "vision_config")
-        self.text_config = _backbone(text_config or typed.models.language_config, "language_config")
+        self.vision_config = self.backbone(
+            vision_config or typed.models.vision_config, "vision_config"
+        )
+        self.text_config = self.backbone(
+            text_config or typed.models.language_config, "language_config"
+        )
         bare = typed.models.model_copy(update={"vision_config": None, "language_config": None})
         self.recipe = typed.model_copy(update={"models": bare.model_dump()}).model_dump(mode="json")
         self.vision_token_id = vision_token_id
@@ -60,23 +65,29 @@ class PanoramaVLMConfig(PreTrainedConfig):
         }
         return bare.model_copy(update={"models": models})
 
+    @staticmethod
+    def backbone(config: PreTrainedConfig | dict[str, Any] | None, name: str) -> PreTrainedConfig:
+        """Return a backbone's configuration as an object of its own class.
 
-def _backbone(config: PreTrainedConfig | dict[str, Any] | None, name: str) -> PreTrainedConfig:
-    """Return a backbone's configuration as an object of its own class."""
-    if isinstance(config, PreTrainedConfig):
-        return config
-    if config is None or "model_type" not in config:
-        raise ConfigError(
-            f"models.{name} is missing or has no model_type; give the backbone's Hugging Face "
-            "configuration there, or a name whose configuration can be read."
-        )
-    values = dict(config)
-    try:
-        return cast(PreTrainedConfig, AutoConfig.for_model(values.pop("model_type"), **values))
-    except ValueError as error:
-        raise ConfigError(
-            f"models.{name} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
+        Args:
+            config: the object itself, or a dictionary with its ``model_type``.
+            name: setting that it comes from, for the message.
+
+        Raises:
+            ConfigError: it is missing, or transformers cannot use it.
+        """
+        if isinstance(config, PreTrainedConfig):
+            return config
+        if config is None or "model_type" not in config:
+            raise ConfigError(
+                f"models.{name} is missing or has no model_type; give the backbone's Hugging Face "
+                "configuration there, or a name whose configuration can be read."
+            )
+        try:
+            return cast(PreTrainedConfig, AutoConfig.for_model(**config))
+        except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"models.{name} cannot be used: {reason}") from error
 
 
 AutoConfig.register("panovlm", PanoramaVLMConfig)

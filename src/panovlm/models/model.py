@@ -22,6 +22,7 @@ from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.chat import ChatFormat
 from panovlm.models.language.fusion import fuse_vision
 from panovlm.models.language.lora import attach_lora
+from panovlm.models.language.tokenizer import vision_token_id
 from panovlm.models.vision.backbone import VisionBackbone
 from panovlm.models.vision.projector import PanoramaProjector
 from panovlm.models.vision.resampler import ResamplerModule
@@ -70,10 +71,9 @@ class PanoramaVLM(PreTrainedModel):
         self.vicreg_projector = VICRegProjector(models) if models.use_vicreg_projector else None
         self.language_model: nn.Module = language_model or build_language_model(config.text_config)
         width = config.text_config.get_text_config().hidden_size
+        self.leading_global = leading_global(self.recipe.image_processing)
         self.projector = PanoramaProjector(
-            models,
-            language_dim=width,
-            leading_global=leading_global(self.recipe.image_processing),
+            models, language_dim=width, leading_global=self.leading_global
         )
         self.text_projection = nn.Linear(width, width) if models.use_text_projection else None
         if models.layout != "original":
@@ -263,9 +263,7 @@ class PanoramaVLM(PreTrainedModel):
                 "tokenizer that the model was trained with."
             )
         self.tokenizer = tokenizer
-        self.config.vision_token_id = cast(
-            int, tokenizer.convert_tokens_to_ids("<|vision|>")
-        )
+        self.config.vision_token_id = vision_token_id(tokenizer)
 
     def chat(self) -> ChatFormat:
         """Return the conversation format that the model was trained with.

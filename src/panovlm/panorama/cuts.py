@@ -19,8 +19,10 @@ Pixels = NDArray[np.uint8]
 
 
 class Box(NamedTuple):
-    """Pixels [top, bottom) x [left, right) of a panorama; ``right`` may reach past its width,
-    then the box goes on at the left edge."""
+    """Pixels [top, bottom) x [left, right) of a panorama, at most as wide as it.
+
+    Columns past its right edge are those at its left edge.
+    """
 
     left: int
     top: int
@@ -67,9 +69,12 @@ class Region:
         """Cut the rectangle out of a panorama [H, W, 3]."""
         height, width = erp.shape[:2]
         left, top, right, bottom = self.box(width, height)
+        rows = erp[top:bottom]
         if right <= width:
-            return erp[top:bottom, left:right]
-        return np.concatenate([erp[top:bottom, left:], erp[top:bottom, : right - width]], axis=1)
+            return rows[:, left:right]
+        return np.concatenate(
+            [rows[:, left:width], rows[:, max(left - width, 0) : right - width]], 1
+        )
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,8 @@ class Letterbox:
     def take(self, erp: Pixels) -> Pixels:
         """Fit a panorama [H, W, 3] into the rectangle."""
         longest = max(erp.shape[:2])
-        height, width = (
-            max(round(room * side / longest), 1)
-            for room, side in zip(self.size, erp.shape[:2], strict=True)
-        )
+        height = max(round(self.size[0] * erp.shape[0] / longest), 1)
+        width = max(round(self.size[1] * erp.shape[1] / longest), 1)
         if self.quick:
             erp = shrink(erp, erp.shape[1] / width, rest=4)
         top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
@@ -127,4 +130,5 @@ def resize(picture: Pixels, size: tuple[int, int], resample: Image.Resampling) -
     if picture.shape[:2] == size:
         return picture
     image = Image.fromarray(np.ascontiguousarray(picture))
-    return np.asarray(image.resize(size[::-1], resample))
+    height, width = size
+    return np.asarray(image.resize((width, height), resample))

@@ -76,19 +76,17 @@ def plane_positions(fov: float, count: int, grid: Grid, supersample: int = 1) ->
     edge = np.tan(np.deg2rad(fov) / 2)
     if grid == "corner":
         positions = np.linspace(-edge, edge, count, dtype=np.float32)
-        pitch = 2 * edge / max(count - 1, 1)
+        gap = 2 * edge / max(count - 1, 1)
     else:
-        pitch = 2 * edge / count
-        positions = (np.arange(count) + 0.5) * pitch - edge
+        gap = 2 * edge / count
+        positions = (np.arange(count) + 0.5) * gap - edge
     if supersample == 1:
         return positions
-    offsets = ((np.arange(supersample) + 0.5) / supersample - 0.5) * pitch
+    offsets = ((np.arange(supersample) + 0.5) / supersample - 0.5) * gap
     return (positions[:, None] + offsets).astype(positions.dtype).reshape(-1)
 
 
-def camera_rays(
-    camera: Camera, size: tuple[int, int], grid: Grid, supersample: int = 1
-) -> Floats:
+def camera_rays(camera: Camera, size: tuple[int, int], grid: Grid, supersample: int = 1) -> Floats:
     """Return the world direction of every sample of a view, not normalised.
 
     Args:
@@ -114,15 +112,9 @@ def ray_angles(rays: Floats) -> tuple[Floats, Floats]:
     return np.arctan2(x, z), np.arctan2(y, np.hypot(x, z))
 
 
-def angle_rays(longitude: Floats, latitude: Floats) -> Floats:
-    """Return the unit directions [..., 3] of longitudes and latitudes in radians."""
-    flat = np.cos(latitude)
-    return np.stack(
-        [flat * np.sin(longitude), np.sin(latitude), flat * np.cos(longitude)], axis=-1
-    )
-
-
-def erp_coordinates(longitude: Floats, latitude: Floats, height: int, width: int) -> tuple[Floats, Floats]:
+def erp_coordinates(
+    longitude: Floats, latitude: Floats, height: int, width: int
+) -> tuple[Floats, Floats]:
     """Return the pixel coordinates (x, y) of directions in a panorama of ``height`` x ``width``.
 
     x lies in [-0.5, width - 0.5] and y in [-0.5, height - 0.5], in the precision of the angles.
@@ -130,10 +122,3 @@ def erp_coordinates(longitude: Floats, latitude: Floats, height: int, width: int
     x = (longitude / (2 * np.pi) + 0.5) * width - 0.5
     y = (0.5 - latitude / np.pi) * height - 0.5
     return x, y
-
-
-def erp_rays(height: int, width: int) -> NDArray[np.float64]:
-    """Return the unit direction [height, width, 3] of every pixel centre of a panorama."""
-    longitude = ((np.arange(width) + 0.5) / width - 0.5) * 2 * np.pi
-    latitude = (0.5 - (np.arange(height) + 0.5) / height) * np.pi
-    return angle_rays(*np.meshgrid(longitude, latitude))

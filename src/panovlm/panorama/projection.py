@@ -26,17 +26,17 @@ from panovlm.panorama.geometry import (
 SIDE_LIMIT = 32766
 """Longest side in pixels that cv2.remap reads or writes."""
 
-Image = NDArray[Any]
+Array = NDArray[Any]
 
 
 def project(
-    erp: Image,
+    erp: Array,
     cameras: tuple[Camera, ...],
     size: tuple[int, int],
     *,
     grid: Grid = "corner",
     antialias: bool = False,
-) -> Image:
+) -> Array:
     """Show a panorama through pinhole cameras, with bilinear interpolation.
 
     Args:
@@ -54,6 +54,7 @@ def project(
         DataError: The panorama is too large for cv2.
     """
     erp = np.ascontiguousarray(erp)
+    channels = erp.shape[2:]
     supersample = 1
     if antialias:
         density = _density(erp.shape, cameras, size, grid)
@@ -70,18 +71,16 @@ def project(
         for first in range(0, len(cameras), at_once)
     ]
     stacked = stacks[0] if len(stacks) == 1 else np.concatenate(stacks)
-    return stacked.reshape(len(cameras), *size, *erp.shape[2:])
+    return stacked.reshape(len(cameras), *size, *channels)
 
 
 def _project_stack(
-    erp: Image, cameras: tuple[Camera, ...], size: tuple[int, int], grid: Grid, supersample: int
-) -> Image:
+    erp: Array, cameras: tuple[Camera, ...], size: tuple[int, int], grid: Grid, supersample: int
+) -> Array:
     """Project views that fit into one call of cv2, stacked into one picture [V * height, width]."""
     maps = _maps(cameras, size, grid, supersample, (erp.shape[0], erp.shape[1]))
     source = _extend_over_poles(erp) if maps.poles else erp
-    stack = cv2.remap(
-        source, maps.first, maps.second, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
-    )
+    stack = cv2.remap(source, maps.first, maps.second, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     if supersample > 1:
         target = (size[1], size[0] * len(cameras))
         stack = cv2.resize(stack, target, interpolation=cv2.INTER_AREA)
@@ -96,7 +95,7 @@ class _Maps(NamedTuple):
     poles: bool
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _angles(
     cameras: tuple[Camera, ...], size: tuple[int, int], grid: Grid, supersample: int
 ) -> tuple[Floats, Floats]:
@@ -106,7 +105,7 @@ def _angles(
     return longitude, latitude
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _maps(
     cameras: tuple[Camera, ...],
     size: tuple[int, int],
@@ -129,7 +128,7 @@ def _maps(
     return _Maps(x.astype(np.float32), (y + poles).astype(np.float32), poles)
 
 
-def _extend_over_poles(erp: Image) -> Image:
+def _extend_over_poles(erp: Array) -> Array:
     """Add a row above and below: beyond a pole the panorama goes on half a turn away."""
     half = erp.shape[1] // 2
     return np.concatenate(
@@ -152,7 +151,7 @@ def _density(
     )
 
 
-def shrink(erp: Image, density: float, *, rest: float = 2) -> Image:
+def shrink(erp: Array, density: float, *, rest: float = 2) -> Array:
     """Halve a panorama, averaging areas, while it stays ``rest`` times as fine as needed.
 
     Args:

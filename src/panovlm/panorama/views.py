@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from panovlm.config.schema import ImageProcessing
-from panovlm.errors import ConfigError
+from panovlm.errors import ConfigError, DataError
 from panovlm.panorama.cuts import Box, Cut, Letterbox, Perspective, Region
 from panovlm.panorama.geometry import Camera, wrap_degrees
 
@@ -27,6 +27,8 @@ TILE = 672
 """Side of an any-resolution tile that goes through the tower's processor, in pixels."""
 PITCH_LIMIT = 45.0
 """Highest and lowest latitude that the tiles of ``anyres_e2p`` reach, in degrees."""
+RATIO_TOLERANCE = 0.1
+"""Difference of width-to-height ratios up to which a sliding window is stretched, not cropped."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def sliding_window(settings: ImageProcessing, size: tuple[int, int]) -> tuple[Sh
     """
     fov, kept, target = settings.fov_deg, 180 * 10 / 12, size[1] / size[0]
     hfov, vfov = fov, kept
-    if abs(fov / kept - target) > _RATIO_TOLERANCE:
+    if abs(fov / kept - target) > RATIO_TOLERANCE:
         hfov, vfov = min(fov, kept * target), min(kept, fov / target)
     stride = fov * (1 - settings.overlap_ratio)
     return tuple(
@@ -123,9 +125,8 @@ def cubemap(settings: ImageProcessing, size: tuple[int, int]) -> tuple[Shot, ...
     return tuple(_perspective(yaw, 90.0, (face, face)) for yaw in (0.0, 90.0, 180.0, 270.0))
 
 
-def resize(settings: ImageProcessing, size: tuple[int, int]) -> tuple[Shot, ...]:
+def resize(_settings: ImageProcessing, _size: tuple[int, int]) -> tuple[Shot, ...]:
     """The whole panorama as the only view."""
-    del settings, size
     return (_whole(),)
 
 
@@ -191,7 +192,7 @@ def anyres_e2p(settings: ImageProcessing, size: tuple[int, int]) -> tuple[Shot, 
     side = settings.anyres_patch_size
     yaws = _turn_count(settings)
     step = fov * (1 - settings.overlap_ratio)
-    pitches = math.floor((2 * PITCH_LIMIT - fov) / step + _ROUNDING) + 1
+    pitches = math.floor((2 * PITCH_LIMIT - fov) / step + 1e-9) + 1
     tiles = [
         Shot(
             View(yaw, pitch, fov, fov),
@@ -214,9 +215,6 @@ STRATEGIES: dict[str, Strategy] = {
 }
 """Every crop strategy by its name in the settings."""
 
-_RATIO_TOLERANCE = 0.1
-_ROUNDING = 1e-9
-
 
 def _turn_count(settings: ImageProcessing) -> int:
     """Return how many views it takes to go once around the horizon."""
@@ -234,8 +232,8 @@ def _patches(settings: ImageProcessing) -> int:
 
 
 def _perspective(yaw: float, fov: float, size: tuple[int, int], kept_rows: float = 1.0) -> Shot:
-    """Return a square-angled view on the horizon; ``yaw`` is brought into (-180, 180]."""
-    yaw = -wrap_degrees(-yaw)
+    """Return a view on the horizon, as wide as high; ``yaw`` is brought into (-180, 180]."""
+    yaw = 180 - (180 - yaw) % 360
     vfov = math.degrees(2 * math.atan(kept_rows * math.tan(math.radians(fov / 2))))
     return Shot(
         View(yaw, 0.0, fov, vfov if kept_rows < 1 else fov),
@@ -248,9 +246,7 @@ def _whole() -> Shot:
     return Shot(WHOLE, Region(lambda width, height: Box(0, 0, width, height)))
 
 
-def _cell(
-    count: int, column: int, vfov: float, box: Callable[[int, int, int, int], Box]
-) -> Shot:
+def _cell(count: int, column: int, vfov: float, box: Callable[[int, int, int, int], Box]) -> Shot:
     """Return one of ``count`` slices side by side."""
     yaw = (column + 0.5) * 360 / count - 180
     return Shot(View(yaw, 0.0, 360 / count, vfov), Region(partial(box, count, column)))
@@ -273,19 +269,21 @@ def _grid_cell(rows: int, columns: int, row: int, column: int, width: int, heigh
     return Box(column * w, row * h, (column + 1) * w, (row + 1) * h)
 
 
-def _window(
-    index: int, fov: float, overlap: float, target: float, width: int, height: int
-) -> Box:
+def _window(index: int, fov: float, overlap: float, target: float, width: int, height: int) -> Box:
     """Return a slice of the sliding window, cropped to the ``target`` width-to-height ratio."""
     wide = int(width * fov / 360)
-    left, top = index * int(wide * (1 - overlap)), height // 12
+    step = int(wide * (1 - overlap))
+    if step == 0:
+        raise DataError(
+            f"a panorama {width} pixels wide is too small for sliding windows of {fov:g} degrees "
+            f"with overlap_ratio {overlap:g}: neighbours would be less than one pixel apart"
+        )
+    left, top = index * step, height // 12
     high = height - 2 * top
-    if abs(wide / high - target) <= _RATIO_TOLERANCE:
+    if abs(wide / high - target) <= RATIO_TOLERANCE:
         return Box(left, top, left + wide, top + high)
-    if wide / high > target:
-        narrow = int(high * target)
-        left += (wide - narrow) // 2
-        return Box(left, top, left + narrow, top + high)
-    low = min(int(wide / target), high)
-    top += (high - low) // 2
-    return Box(left, top, left + wide, top + low)
+    kept_wide = max(min(wide, int(high * target)), 1)
+    kept_high = max(min(high, int(wide / target)), 1)
+    left += (wide - kept_wide) // 2
+    top += (high - kept_high) // 2
+    return Box(left, top, left + kept_wide, top + kept_high)

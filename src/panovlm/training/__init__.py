@@ -1,1 +1,1 @@
-"""."""
+"""Training: the three stages, one after the other."""

@@ -7,10 +7,11 @@ description (:class:`StoredTensor`), and applying any other yields a :class:`For
 whatever its arguments and state. So nothing foreign is executed, and a class that is not
 installed is no obstacle.
 
-Time and memory are bounded by the length of the pickle: the memo is sparse, no value is copied
-but by the bytes that spell it, and dictionary keys are restricted to values that hash in constant
-time (nested tuples can take exponential time, or overflow the C stack). Supported are the binary
-instructions of protocols 2 to 5; torch writes protocol 2.
+Time and memory are bounded by the length of the pickle (about a second and 40 bytes per byte at
+worst): the memo is sparse, nothing is copied that the pickle does not spell out, and dictionary
+keys are restricted to values that hash in constant time (nested tuples can take exponential time,
+or overflow the C stack). Supported are the binary instructions of protocols 2 to 5; torch writes
+protocol 2.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 from panovlm.errors import CheckpointError
 
-_MAX_CONTAINERS = 4_000_000
+_MAX_RARE = 4_000_000  # instructions outside the tensor descriptions
 _MAX_NAME = 512
 _MAX_TUPLE_KEYS = 1000
 _LARGEST_INT_KEY = 2**61 - 2  # beyond it, different ints share one hash
@@ -135,14 +136,13 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.containers = 0
         self.tuple_keys = 0
 
     def run(self) -> Any:
         """Follow the program to its end and return the value left on the stack."""
         data, stack, marks, memo = self.data, self.stack, self.marks, self.memo
         push, pop = stack.append, stack.pop
-        position = 0
+        position = rare = 0
         while True:
             code = data[position]
             position += 1
@@ -187,6 +187,9 @@ class _Machine:
                 return pop()
             else:
                 instruction = _RARE.get(code)
+                rare += 1
+                if rare > _MAX_RARE:
+                    raise _Stop(f"it holds more than {_MAX_RARE} values beside tensors.")
                 if instruction is None:
                     raise _Stop(
                         f"its pickle uses instruction 0x{code:02x} at byte {position - 1}, which "
@@ -206,37 +209,28 @@ class _Machine:
         self.stack.append(str(self.data[start : start + length], "utf-8", "surrogatepass"))
         return start + length
 
-    def new(self, value: Any) -> None:
-        """Push an empty container, which takes far more memory than its one-byte instruction."""
-        self.containers += 1
-        if self.containers > _MAX_CONTAINERS:
-            raise _Stop(f"it holds more than {_MAX_CONTAINERS} containers; no checkpoint does.")
-        self.stack.append(value)
+    def container(self, kind: type[Any]) -> Any:
+        """Return the list or dict on top of the stack, or that of the foreign object there."""
+        target = self.stack[-1]
+        if type(target) is Foreign:
+            if target.items is None:
+                target.items = kind()
+            # An object that is both is shown by what came first.
+            target = target.items if type(target.items) is kind else kind()
+        if type(target) is not kind:
+            raise _Stop(f"it fills a {type(target).__name__} as if it were a {kind.__name__}.")
+        return target
 
     def extend(self, values: list[Any]) -> None:
         """Append to the list on top of the stack."""
-        target = self.stack[-1]
-        if type(target) is Foreign:
-            if target.items is None:
-                target.items = []
-            target = target.items
-        if type(target) is not list:
-            raise _Stop(f"it appends to a {type(target).__name__}.")
-        target.extend(values)
+        self.container(list).extend(values)
 
     def update(self, keys: list[Any], values: list[Any]) -> None:
         """Set items of the dict on top of the stack."""
-        target = self.stack[-1]
-        if type(target) is Foreign:
-            if target.items is None:
-                target.items = {}
-            target = target.items
-        if type(target) is not dict:
-            raise _Stop(f"it sets an item of a {type(target).__name__}.")
         if set(map(type, keys)) != {str}:
             for key in keys:
                 self.check_key(key)
-        target.update(zip(keys, values, strict=True))
+        self.container(dict).update(zip(keys, values, strict=True))
 
     def check_key(self, key: Any) -> None:
         """Refuse a dictionary key that might be slow to hash, or made to collide."""
@@ -247,7 +241,7 @@ class _Machine:
         elif kind is int:
             simple = -_LARGEST_INT_KEY <= key <= _LARGEST_INT_KEY
         else:
-            simple = kind in (str, float, bool, type(None))
+            simple = kind in (str, float, bool, type(None), Global, Foreign)
         if not simple:
             raise _Stop(
                 f"it uses a {kind.__name__} as a dictionary key in a way that is not supported."
@@ -275,19 +269,40 @@ def _tensor_with_dtype(*arguments: Any) -> StoredTensor | Foreign:
     return _tensor(*common, *arguments[7:], dtype=name)
 
 
+def _subclass(rebuild: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """Describe ``_rebuild_from_type_v2``: a tensor with attributes, or of a subclass."""
+    return _apply(rebuild, arguments)
+
+
+def _empty_dict(factory: Any = None) -> dict[Any, Any]:
+    """Describe a new mapping; its items follow as separate instructions."""
+    return {}
+
+
+def _first(value: Any, *rest: Any) -> Any:
+    """Describe a wrapper by what it wraps."""
+    return value
+
+
+def _bytes_of_text(*text: Any) -> Foreign:
+    """Describe how protocol 2 writes bytes."""
+    return Foreign("builtins.bytes")
+
+
 _APPLY: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": lambda: {},
-    "collections.defaultdict": lambda *factory: {},
-    "collections.Counter": lambda counts: counts,
-    "builtins.set": lambda items: items,
-    "builtins.frozenset": lambda items: items,
-    "torch.Size": lambda lengths: lengths,
+    "collections.OrderedDict": _empty_dict,
+    "collections.defaultdict": _empty_dict,
+    "collections.Counter": _first,
+    "builtins.set": _first,
+    "builtins.frozenset": _first,
+    "_codecs.encode": _bytes_of_text,
+    "torch.Size": _first,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_with_dtype,
-    "torch._utils._rebuild_parameter": lambda data, grad, hooks: data,
-    "torch._utils._rebuild_parameter_with_state": lambda data, grad, hooks, state: data,
-    "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, args, state: _apply(rebuild, args),
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._tensor._rebuild_from_type_v2": _subclass,
 }
 
 
@@ -389,7 +404,7 @@ def _appends(machine: _Machine, position: int) -> int:
 
 
 def _frozen_set(machine: _Machine, position: int) -> int:
-    machine.new(machine.since_mark())
+    machine.stack.append(machine.since_mark())
     return position
 
 
@@ -433,7 +448,7 @@ def _constant(value: bool | None) -> Callable[[_Machine, int], int]:
 
 def _container(kind: type[Any]) -> Callable[[_Machine, int], int]:
     def instruction(machine: _Machine, position: int) -> int:
-        machine.new(kind())
+        machine.stack.append(kind())
         return position
 
     return instruction

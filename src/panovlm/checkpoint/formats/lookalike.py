@@ -66,7 +66,8 @@ def describe_file(head: bytes) -> str:
             return f"{words} {_EXPECTED}"
     if head[:1] == b"\x80" and head[1:2] in b"\x01\x02\x03\x04\x05":
         return f"a bare pickle, which could run code when opened. {_EXPECTED}"
-    return f"{_describe_text(head) or f'unknown: its first bytes are {head[:8].hex(" ")}.'} {_EXPECTED}"
+    words = _describe_text(head) or f"unknown: its first bytes are {head[:8].hex(' ')}."
+    return f"{words} {_EXPECTED}"
 
 
 def _describe_text(head: bytes) -> str:

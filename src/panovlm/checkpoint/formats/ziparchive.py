@@ -1,10 +1,10 @@
-"""Reads the table of contents of a zip archive that stores its records uncompressed.
+"""Reads the table of contents of a zip archive, as ``torch.save`` writes it.
 
-``torch.save`` writes such archives. Only the end of the file is read: the end record, its 64-bit
-form and the central directory (PKWARE APPNOTE, sections 4.3.12 to 4.3.16), so the cost follows
-the number of records and not their size. :mod:`zipfile` reads the same table but several times
-slower, and accepts contradictions (two records of one name, records beyond the end) that here
-mean a damaged or forged checkpoint.
+Only the end of the file is read: the end record, its 64-bit form and the central directory
+(PKWARE APPNOTE, sections 4.3.12 to 4.3.16), so the cost follows the number of records and not
+their size. :mod:`zipfile` reads the same table but several times slower, and accepts
+contradictions (two records of one name, records beyond the end) that here mean a damaged or
+forged checkpoint.
 """
 
 from __future__ import annotations
@@ -33,24 +33,26 @@ class Record(NamedTuple):
         position: where its local header starts.
         size: its length in bytes.
         crc: CRC-32 of its bytes; 0 where the writer left it out.
+        stored: whether its bytes lie there as they are, neither compressed nor encrypted.
     """
 
     position: int
     size: int
     crc: int
+    stored: bool
 
 
 class _Directory(NamedTuple):
     position: int
     size: int
-    count: int
+    entries: int
 
 
 def read_records(source: Source) -> dict[str, Record]:
     """Return the records of the archive by name.
 
     Raises:
-        CheckpointError: the archive is truncated, damaged, compressed or encrypted.
+        CheckpointError: the archive is truncated or damaged.
     """
     directory = _find_directory(source)
     data = source.read(directory.position, directory.size)
@@ -58,9 +60,9 @@ def read_records(source: Source) -> dict[str, Record]:
         records = _parse(source, directory, data)
     except (struct.error, UnicodeDecodeError) as error:
         raise _damaged(source, f"its table of contents is unreadable ({error})") from error
-    if len(records) != directory.count:
+    if len(records) != directory.entries:
         raise _damaged(
-            source, f"it lists {len(records)} different records, not {directory.count} as it says"
+            source, f"it lists {len(records)} different records, not {directory.entries} as it says"
         )
     return records
 
@@ -94,8 +96,8 @@ def _find_directory(source: Source) -> _Directory:
 
 
 def _read_end(source: Source, tail: bytes, start: int, at: int) -> _Directory:
-    _, _, _, _, count, size, position, _ = _END.unpack_from(tail, at)
-    found = _Directory(position, size, count)
+    _, _, _, _, entries, size, position, _ = _END.unpack_from(tail, at)
+    found = _Directory(position, size, entries)
     end = start + at
     if at >= _LOCATOR_64.size:
         magic, _, position_64, _ = _LOCATOR_64.unpack_from(tail, at - _LOCATOR_64.size)
@@ -103,7 +105,7 @@ def _read_end(source: Source, tail: bytes, start: int, at: int) -> _Directory:
             fields = _END_64.unpack(source.read(position_64, _END_64.size))
             if fields[0] != b"PK\x06\x06":
                 raise _damaged(source, "the 64-bit end record is not where the locator points")
-            found = _Directory(position=fields[9], size=fields[8], count=fields[7])
+            found = _Directory(position=fields[9], size=fields[8], entries=fields[7])
             end = position_64
     if found.position + found.size != end or found.size > _MAX_DIRECTORY:
         raise _damaged(
@@ -127,17 +129,13 @@ def _parse(source: Source, directory: _Directory, data: bytes) -> dict[str, Reco
         if magic != b"PK\x01\x02" or at > len(data):
             raise _damaged(source, "its table of contents is cut or overwritten")
         name = str(data[names_at:extras_at], "utf-8")
-        if method or flags & 1:
-            raise CheckpointError(
-                f"{source.path}: record {name!r} is compressed or encrypted; torch stores records "
-                "as they are. Unpack the archive and zip it again without compression (zip -0 -r)."
-            )
         if _IN_64 in (packed, size, position):
             extra = data[extras_at : extras_at + extra_len]
             size, packed, position = _wide(extra, size, packed, position)
-        if packed != size or position + _LOCAL.size + size > limit:
+        stored = not method and not flags & 1
+        if (stored and packed != size) or position + _LOCAL.size + packed > limit:
             raise _damaged(source, f"record {name!r} ({size} bytes) does not fit into the file")
-        records[name] = Record(position, size, crc)
+        records[name] = Record(position, size, crc, stored)
     return records
 
 

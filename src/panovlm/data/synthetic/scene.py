@@ -22,7 +22,7 @@ COLOURS: dict[str, RGB] = {
     "green": (0.15, 0.62, 0.24),
     "cyan": (0.20, 0.80, 0.85),
     "blue": (0.14, 0.28, 0.82),
-    "purple": (0.50, 0.20, 0.68),
+    "purple": (0.56, 0.15, 0.64),
     "pink": (0.97, 0.50, 0.74),
 }
 """Names and sRGB values in [0, 1] of the solids' colours."""
@@ -162,17 +162,17 @@ def draw_scene(rng: Random) -> Scene:
     count = rng.randint(3, 5)
     sectors = sorted(rng.sample(range(8), count))
     colours = rng.sample(sorted(COLOURS), count)
+    # Not inside the loop, whose rejections favour slim shapes.
+    shapes: list[Shape] = [rng.choice(SHAPES) for _ in sectors]
     while True:
         solids = tuple(
-            _draw_solid(rng, room, sector, colour)
-            for sector, colour in zip(sectors, colours, strict=True)
+            _draw_solid(rng, room, *what) for what in zip(sectors, colours, shapes, strict=True)
         )
         if _apart(solids):
             return Scene(room, solids)
 
 
-def _draw_solid(rng: Random, room: Room, sector: int, colour: str) -> Solid:
-    shape = rng.choice(SHAPES)
+def _draw_solid(rng: Random, room: Room, sector: int, colour: str, shape: Shape) -> Solid:
     distance = rng.uniform(2.0, 2.7)
     radius = distance * math.sin(math.radians(rng.uniform(10.0, 13.0)))
     lowest = _HALF_HEIGHT[shape] * radius - room.eye
@@ -221,7 +221,7 @@ def _draw_room(rng: Random) -> Room:
     """Draw a room that leaves space for the farthest solid on every side."""
     return Room(
         yaw=rng.uniform(0, 90),
-        half=(rng.uniform(3.8, 4.6), rng.uniform(3.8, 4.6)),
+        half=(rng.uniform(4.1, 4.9), rng.uniform(4.1, 4.9)),
         camera=(rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6)),
         eye=rng.uniform(1.05, 1.25),
         height=rng.uniform(3.4, 4.2),

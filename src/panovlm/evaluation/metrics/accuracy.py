@@ -36,7 +36,8 @@ def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float,
     share = successes / count
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = sqrt(z2 * share * (1 - share) / count + (z2 / (2 * count)) ** 2) / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At a share of 0 or 1 an end is the share itself; rounding must not move it past it.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def accuracy(predictions: Sequence[str], references: Sequence[str]) -> Result:

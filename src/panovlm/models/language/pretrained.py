@@ -51,5 +51,11 @@ def reading(what: str, name: str, option: str) -> Generator[str]:
             where = "there is no such folder, and neither the local cache nor the hub gives it"
             mend = f"correct {option}, or download it and name the folder"
         raise ConfigError(
-            f"cannot read the {what} {name!r}: {where}; {mend}. The library said: {error}"
+            f"cannot read the {what} {name!r}: {where}; {mend}. The library said: {brief(error)}"
         ) from error
+
+
+def brief(error: BaseException) -> str:
+    """Return a library's error on one line, without the long lists some of them carry."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."

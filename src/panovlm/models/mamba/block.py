@@ -64,9 +64,7 @@ class MambaMixer(nn.Module):
         signal = nn.functional.silu(self._convolve(signal))
         sizes = (self.dt_rank, self.d_state, self.d_state)
         dt, B, C = self.x_proj(signal).split(sizes, dim=-1)
-        delta = nn.functional.linear(
-            dt, self.dt_proj.weight
-        )  # its bias joins inside the scan, in float32
+        delta = dt @ self.dt_proj.weight.t()  # its bias joins in the scan, in float32
         A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
         y = selective_scan(
             signal.transpose(1, 2),
@@ -88,8 +86,7 @@ class MambaMixer(nn.Module):
         two to five times faster on a CPU than the one-dimensional convolution.
         """
         taps = self.conv1d.weight.unsqueeze(2)  # [I, 1, 1, K]
-        past = (
-            nn.functional.pad(x, (0, 0, taps.shape[-1] - 1, 0)).transpose(1, 2).unsqueeze(2)
-        )  # [b, I, 1, l]
-        y = nn.functional.conv2d(past, taps, self.conv1d.bias, groups=len(taps))
+        padded = nn.functional.pad(x, (0, 0, taps.shape[-1] - 1, 0))  # [b, l + K - 1, I]
+        picture = padded.transpose(1, 2).unsqueeze(2)  # [b, I, 1, l + K - 1]
+        y = nn.functional.conv2d(picture, taps, self.conv1d.bias, groups=len(taps))
         return y.squeeze(2).transpose(1, 2)

@@ -138,11 +138,10 @@ class _Scan(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (dy,) = grad_outputs
         with _without_autocast(dy.device):
-            return _backward(dy.contiguous(), *ctx.saved_tensors)
+            return _backward(ctx.saved_tensors, dy.contiguous())
 
 
 def _forward(
@@ -165,14 +164,14 @@ def _forward(
     return y
 
 
-def _backward(
-    dy: Tensor, delta: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor
-) -> tuple[Tensor, ...]:
+@once_differentiable
+def _backward(saved: tuple[Tensor, ...], dy: Tensor) -> tuple[Tensor, ...]:
     """Return the gradients of ``delta``, ``x``, ``A``, ``B`` and ``C``.
 
     With g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1}, the gradient of h_t, they are sums over
     g_t h_{t-1} exp(delta_t A) (for delta and A), g_t B_t (x), g_t x_t (B) and h_t dy_t (C).
     """
+    delta, x, A, B, C, starts = saved
     d_delta, dx = torch.empty_like(delta), torch.empty_like(x)
     dA, dB, dC = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
     for rows, columns in _blocks(x, A):
@@ -189,9 +188,8 @@ def _backward(
 
             torch.mul(dy[here].unsqueeze(2), C[at].unsqueeze(3), out=g)
             g[-1] += carry
-            for e_after, (after, now) in zip(
-                e.unbind()[:0:-1], pairwise(g.unbind()[::-1]), strict=True
-            ):
+            later_first = pairwise(g.unbind()[::-1])
+            for e_after, (after, now) in zip(e.unbind()[:0:-1], later_first, strict=True):
                 now.addcmul_(e_after, after)
             torch.mul(e[0], g[0], out=carry)
 

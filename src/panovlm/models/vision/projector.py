@@ -22,9 +22,7 @@ class PanoramaProjector(nn.Module):
             in front of the stitched strip of the other views.
     """
 
-    def __init__(
-        self, settings: ModelSettings, *, language_dim: int, leading_global: bool
-    ) -> None:
+    def __init__(self, settings: ModelSettings, *, language_dim: int, leading_global: bool) -> None:
         super().__init__()
         self.settings = settings
         self.apart = int(leading_global and settings.global_view == "apart")

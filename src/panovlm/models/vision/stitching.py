@@ -9,8 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from panovlm.config.schema import ModelSettings
 
@@ -29,51 +28,60 @@ def strip_columns(num_views: int, columns: int, settings: ModelSettings) -> int:
         settings: stitching and overlap.
     """
     if settings.stitching_mode != "resample":
-        return len(_kept_columns(num_views, columns, settings))
-    return columns if settings.stitch_target_to_view_width else _distinct(
-        num_views, columns, settings
-    )
+        return columns + (num_views - 1) * (columns - _dropped(columns, settings))
+    return columns if settings.stitch_target_to_view_width else _span(num_views, columns, settings)
 
 
 def stitch(tokens: Tensor, settings: ModelSettings) -> Tensor:
     """Join the views' tokens.
 
+    ``concat`` puts the views side by side; ``drop_overlap`` (and ``stride_views``, the same)
+    leaves out the columns of every later view that the one before has; ``resample`` takes
+    ``stitch_target_cols`` places of the strip, or as many as it has distinct columns, or as many
+    as one view has, and averages where views overlap.
+
     Args:
-        tokens: ``[B, V, rows, columns, D]``, views from left to right.
+        tokens: ``[B, V, rows, columns, D]``, views from left to right, V at least 1.
         settings: ``stitching_mode`` and its options, ``overlap_ratio``.
 
     Returns:
         ``[B, rows · strip columns, D]``, row-major.
     """
-    batch, views, rows, columns, width = tokens.shape
-    side_by_side = tokens.transpose(1, 2).reshape(batch, rows, views * columns, width)
     if settings.stitching_mode == "resample":
-        matrix = _resampling(
-            views,
-            columns,
-            overlap_columns(columns, settings.overlap_ratio),
-            _distinct(views, columns, settings),
-            strip_columns(views, columns, settings),
-            "nearest" if settings.stitch_interp == "nearest" else "bilinear",
-        )
-        strip = matrix.to(tokens.device, tokens.dtype) @ side_by_side
+        strip = _resample(tokens, settings)
     else:
-        strip = side_by_side[:, :, _kept_columns(views, columns, settings)]
+        first = tokens[:, 0]
+        later = tokens[:, 1:, :, _dropped(tokens.shape[3], settings) :]
+        strip = torch.cat((first, later.transpose(1, 2).flatten(2, 3)), dim=2)
     return strip.flatten(1, 2)
 
 
-def _kept_columns(num_views: int, columns: int, settings: ModelSettings) -> list[int]:
-    """Return which columns of the views side by side stay; ``concat`` keeps all."""
-    shared = overlap_columns(columns, settings.overlap_ratio)
-    first = 0 if settings.stitching_mode == "concat" else shared
-    later = [v * columns + x for v in range(1, num_views) for x in range(first, columns)]
-    return [*range(columns), *later]
+def _dropped(columns: int, settings: ModelSettings) -> int:
+    """Return how many columns every later view loses."""
+    if settings.stitching_mode == "concat":
+        return 0
+    return overlap_columns(columns, settings.overlap_ratio)
 
 
-def _distinct(num_views: int, columns: int, settings: ModelSettings) -> int:
-    """Return the columns that the resampled places span: the distinct ones, unless set."""
+def _span(num_views: int, columns: int, settings: ModelSettings) -> int:
+    """Return the columns that resampled places span: the distinct ones, unless set."""
     shared = overlap_columns(columns, settings.overlap_ratio)
     return settings.stitch_target_cols or num_views * columns - (num_views - 1) * shared
+
+
+def _resample(tokens: Tensor, settings: ModelSettings) -> Tensor:
+    """Return the resampled strip ``[B, rows, strip columns, D]``."""
+    views, columns = tokens.shape[1], tokens.shape[3]
+    matrix = _resampling(
+        views,
+        columns,
+        overlap_columns(columns, settings.overlap_ratio),
+        _span(views, columns, settings),
+        strip_columns(views, columns, settings),
+        "nearest" if settings.stitch_interp == "nearest" else "bilinear",
+    )
+    side_by_side = tokens.transpose(1, 2).flatten(2, 3)  # [B, rows, V · columns, D]
+    return matrix.to(tokens.device, tokens.dtype) @ side_by_side
 
 
 @lru_cache(maxsize=16)
@@ -99,7 +107,9 @@ def _resampling(
         start = step * torch.arange(num_views, dtype=torch.float32, device="cpu")
         x = 2 * (place - start[:, None]) / (canvas - 1) - 1  # [V, target]
         at = torch.stack((x, torch.zeros_like(x)), dim=-1)[None]  # [1, V, target, (x, y)]
-        samples = F.grid_sample(unit, at, mode=mode, padding_mode="zeros", align_corners=True)
+        samples = nn.functional.grid_sample(
+            unit, at, mode=mode, padding_mode="zeros", align_corners=True
+        )
         samples = samples[0].permute(1, 2, 0)  # [V, target, columns]
         weight = samples.sum(-1, keepdim=True)
         mean = samples * weight / weight.sum(0, keepdim=True).clamp(min=1e-6)

@@ -237,10 +237,9 @@ def _read_siglip_naflex(shapes: Shapes, seen: Observations) -> None:
     matrix, table = "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"
     hidden = shapes.dim(matrix, 0)
     seen.add("hidden_size", hidden)
-    pixels = shapes.dim(matrix, 1)
-    patch = isqrt(pixels // 3)
+    patch = isqrt(shapes.dim(matrix, 1) // 3)
     seen.add("patch_size", patch, "square patches of 3 channels")
-    seen.add("num_channels", 3)
+    seen.add("num_channels", shapes.dim(matrix, 1) // (patch * patch), "of these patches")
     shapes.require(matrix, (hidden, 3 * patch * patch), "hidden × flattened patch of 3 channels")
     positions = shapes.dim(table, 0)
     seen.add("num_patches", positions)
@@ -267,7 +266,10 @@ def _read_dinov2(shapes: Shapes, seen: Observations) -> None:
     grid = _grid(shapes, positions - 1, table)
     seen.add("image_size", grid * patch, f"class token + {grid} patches of {patch} a side")
     shapes.require(table, (1, positions, hidden), "1 × positions × hidden")
-    seen.add("use_mask_token", shapes.has("embeddings.mask_token"))
+    if _REGISTERS in shapes:
+        seen.add("num_register_tokens", shapes.dim(_REGISTERS, 1))
+    else:  # towers with registers always have a mask token
+        seen.add("use_mask_token", shapes.has("embeddings.mask_token"))
     seen.add("num_hidden_layers", shapes.count("encoder.layer"))
     layer = "encoder.layer.0."
     older = layer + "attention.attention.query"
@@ -275,22 +277,18 @@ def _read_dinov2(shapes: Shapes, seen: Observations) -> None:
     shapes.require(f"{query}.weight", (hidden, hidden), "hidden × hidden")
     seen.add("qkv_bias", shapes.has(f"{query}.bias"))
     _read_dinov2_mlp(shapes, seen, hidden)
-    if "embeddings.register_tokens" in shapes:
-        seen.add("num_register_tokens", shapes.dim("embeddings.register_tokens", 1))
 
 
 def _read_dinov2_mlp(shapes: Shapes, seen: Observations, hidden: int) -> None:
     """Read ``mlp_ratio``; SwiGLU layers are two thirds as wide, rounded up to a multiple of 8."""
     mlp = "encoder.layer.0.mlp."
-    gates = [(mlp + "gate_proj.weight", 1), (mlp + "weights_in.weight", 2)]
-    gated = next(((name, parts) for name, parts in gates if name in shapes), None)
-    seen.add("use_swiglu_ffn", gated is not None, f"{mlp}gate_proj present or absent")
-    name, parts = gated or (mlp + "fc1.weight", 1)
-    if name not in shapes:
-        raise ContradictionError(
-            f"{shapes.prefix}{name} is absent: the checkpoint is incomplete."
-        )
-    inner = shapes.dim(name, 0) // parts
+    gates = {mlp + "gate_proj.weight": 1, mlp + "weights_in.weight": 2}
+    gated = next((name for name in gates if name in shapes), None)
+    name = gated or mlp + "fc1.weight"
+    if not shapes.has(name):
+        raise ContradictionError(f"{shapes.prefix}{name} is absent: the checkpoint is incomplete.")
+    seen.add("use_swiglu_ffn", gated is not None)
+    inner = shapes.dim(name, 0) // gates.get(name, 1)
     # 4 is the ratio of every published model, so it is tried first: at tiny widths several
     # ratios round to one width, and build the same network.
     for ratio in (4, *range(1, 33)):

@@ -120,8 +120,8 @@ def _sides(views: Tensor, overlap: float, has_class_token: bool) -> tuple[Tensor
     grids = views[:, :, skip:].unflatten(2, (rows, columns))
     shared = max(1, int(columns * overlap))
     right = grids[..., columns - shared :, :]
-    left = grids.roll(-1, dims=1)[..., :shared, :]
-    return tuple(side.flatten(2, 3).flatten(0, 1) for side in (right, left))  # pyright: ignore
+    left = grids[..., :shared, :].roll(-1, dims=1)
+    return right.flatten(2, 3).flatten(0, 1), left.flatten(2, 3).flatten(0, 1)
 
 
 def _terms(right: Tensor, left: Tensor, settings: ModelSettings) -> VICRegTerms:

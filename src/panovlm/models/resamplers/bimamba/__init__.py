@@ -1,1 +1,1 @@
-"""."""
+"""The bidirectional Mamba resampler."""

@@ -1,1 +1,1 @@
-"""."""
+"""The token-wise MLP resampler."""

@@ -1,1 +1,1 @@
-"""."""
+"""The Q-Former resampler."""

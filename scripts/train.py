@@ -1,0 +1,12 @@
+"""The same as `panovlm train`; see `--help`."""
+
+import sys
+
+from _environment import use_project_environment
+
+use_project_environment()
+
+from panovlm.cli.main import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

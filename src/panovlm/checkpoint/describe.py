@@ -1,0 +1,138 @@
+"""What ``panovlm inspect`` prints: every field with value, source, and whether it is assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from panovlm.checkpoint.fields import flatten
+from panovlm.checkpoint.resolve import Resolution
+
+WIDE = 60
+
+
+@dataclass(frozen=True)
+class Row:
+    """One field of a resolved configuration."""
+
+    field: str
+    value: Any
+    source: str
+    assumed: bool
+
+
+def rows(resolution: Resolution) -> list[Row]:
+    """Return every field of a resolution, those of inferred backbones one by one."""
+    values = flatten(resolution.config)
+    inferred = [name for name in resolution.sources if name not in values]
+    found = [
+        Row(name, value, str(resolution.sources[name]), name in resolution.assumed)
+        for name, value in values.items()
+    ]
+    found += [
+        Row(
+            name,
+            resolution.value(name),
+            str(resolution.sources[name]),
+            name in resolution.assumed,
+        )
+        for name in inferred
+    ]
+    return sorted(found, key=lambda row: row.field)
+
+
+def components(resolution: Resolution) -> dict[str, int]:
+    """Return the number of values per component of the weights."""
+    sizes: dict[str, int] = {}
+    for name, stored in resolution.keys.files.items():
+        part = name.split(".", 1)[0]
+        sizes[part] = sizes.get(part, 0) + prod(resolution.header.tensors[stored].shape)
+    return sizes
+
+
+def as_json(resolution: Resolution) -> dict[str, Any]:
+    """Return a resolution as plain data."""
+    return {
+        "checkpoint": str(resolution.path),
+        "chosen_because": resolution.location.why,
+        "container": resolution.header.container,
+        "layout": resolution.keys.layout,
+        "tensors": len(resolution.keys.files),
+        "components": components(resolution),
+        "fields": {
+            row.field: {"value": row.value, "source": row.source, "assumed": row.assumed}
+            for row in rows(resolution)
+        },
+        "assumed": resolution.assumed,
+        "conflicts": [
+            {
+                "field": c.field,
+                "claimed": c.claimed,
+                "claimed_by": c.claimed_by,
+                "observed": c.observed,
+                "observed_in": c.observed_in,
+            }
+            for c in resolution.conflicts
+        ],
+        "unknown_tensors": list(resolution.keys.unknown),
+        "notes": resolution.notes,
+        "stage": resolution.metadata.stage if resolution.metadata else None,
+    }
+
+
+def as_text(resolution: Resolution) -> str:
+    """Return a resolution as a table for a terminal."""
+    return "\n".join(_lines(resolution))
+
+
+def _lines(resolution: Resolution) -> Iterator[str]:
+    header = resolution.header
+    yield f"{resolution.path}  ({header.container}, {resolution.location.why})"
+    sizes = components(resolution)
+    yield "weights: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    if resolution.metadata is not None:
+        record = resolution.metadata.training
+        loss = "unknown" if record.val_loss is None else f"{record.val_loss:.4f}"
+        yield (
+            f"trained: stage {resolution.metadata.stage or 'unknown'}, epoch {record.epoch}, "
+            f"step {record.global_step}, validation loss {loss}"
+        )
+    yield ""
+    table = [(r.field, _short(r.value), ("ASSUMED " if r.assumed else "") + r.source) for r in rows(resolution)]
+    table.insert(0, ("field", "value", "source"))
+    widths = [max(len(row[i]) for row in table) for i in range(2)]
+    for name, value, source in table:
+        yield f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}"
+    yield ""
+    for note in resolution.notes:
+        yield f"note: {note}"
+    for conflict in resolution.conflicts:
+        yield f"CONFLICT {conflict}"
+    if resolution.assumed:
+        yield (
+            f"{len(resolution.assumed)} setting(s) are assumed: neither metadata nor weights tell "
+            "them. Settle one with `panovlm add-metadata --checkpoint "
+            f"{resolution.path} --set FIELD=VALUE`."
+        )
+    yield _verdict(resolution)
+
+
+def _verdict(resolution: Resolution) -> str:
+    if resolution.conflicts:
+        return "verdict: does not load, metadata and weights contradict each other"
+    if resolution.keys.unknown:
+        return f"verdict: does not load, {len(resolution.keys.unknown)} tensor(s) belong nowhere"
+    if resolution.assumed:
+        return "verdict: loads, with assumed settings"
+    return "verdict: loads, and every setting is known"
+
+
+def _short(value: Any) -> str:
+    """Return a value on one short line."""
+    if isinstance(value, dict):
+        kind = value.get("model_type")
+        return f"{kind}, {len(value)} fields" if kind else f"{len(value)} fields"
+    text = str(value)
+    return text if len(text) <= WIDE else text[: WIDE - 1] + "…"

@@ -1,0 +1,83 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from panovlm.errors import ConfigError
+
+
+def add_loading_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a checkpoint is resolved."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override a setting of the checkpoint, such as models.overlap_ratio=0.25",
+    )
+    parser.add_argument(
+        "--prefer",
+        choices=("weights", "metadata"),
+        help="which side to take where metadata and weights contradict each other",
+    )
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add where and how a model runs."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default auto")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="type of the weights; default: as in the file",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse settings that would have to be assumed"
+    )
+
+
+def overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ``FIELD=VALUE`` pairs; values are YAML.
+
+    Raises:
+        ConfigError: a pair has no ``=`` or its value is no YAML.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise ConfigError(f"--set {pair}: FIELD=VALUE was expected.")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: the value is no YAML ({error}).") from error
+    return found
+
+
+def device(name: str) -> str:
+    """Return the device to use; ``auto`` takes an accelerator if there is one.
+
+    Raises:
+        ConfigError: the device does not exist.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name}: {reason}. Use cpu, or auto.") from error
+    return name
+
+
+def dtype(name: str | None) -> Any:
+    """Return torch's type of that name (``None``: as in the file)."""
+    import torch
+
+    return None if name is None else getattr(torch, name)

@@ -1,0 +1,56 @@
+"""``panovlm views``: draw what the model sees of a panorama."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from panovlm.cli.options import overrides
+from panovlm.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("panorama", type=Path, help="equirectangular image")
+    parser.add_argument("-o", "--output", type=Path, default=Path("views.png"))
+    parser.add_argument("--checkpoint", type=Path, help="take the settings of this checkpoint")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a setting of image_processing, such as crop_strategy=e2p or image_size=256",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw the contact sheet."""
+    from panovlm.panorama.image import read_panorama
+    from panovlm.panorama.sheet import contact_sheet
+
+    settings = _settings(options)
+    sheet = contact_sheet(read_panorama(options.panorama), settings)
+    try:
+        sheet.save(options.output)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot write {options.output}: {error}") from error
+    print(f"{options.output}: {sheet.width}×{sheet.height}, {settings.crop_strategy}")  # noqa: T201
+    return 0
+
+
+def _settings(options: argparse.Namespace):  # noqa: ANN202
+    """Return the image processing of the checkpoint, or today's defaults, with overrides."""
+    from panovlm.config.load import apply_recipe_overrides
+    from panovlm.config.schema import ImageProcessing
+
+    given = {
+        name if "." in name else f"image_processing.{name}": value
+        for name, value in overrides(options.set).items()
+    }
+    if options.checkpoint is not None:
+        from panovlm.checkpoint.resolve import resolve
+
+        return resolve(options.checkpoint, given).config.image_processing
+    flat = apply_recipe_overrides(given, "mlp")
+    values = {name.removeprefix("image_processing."): value for name, value in flat.items()}
+    return ImageProcessing.model_validate({"image_size": 256, **values})

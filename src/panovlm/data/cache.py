@@ -1,0 +1,129 @@
+"""Panoramas read ahead of training: which cannot be read, and the views of all that can."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from panovlm.data.samples import Sample
+from panovlm.errors import DataError
+from panovlm.panorama.image import read_panorama
+from panovlm.panorama.pipeline import ViewPipeline
+
+_logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class ViewCache:
+    """Rendered views of panoramas, in one tensor.
+
+    Loader processes read it without a copy: a forked process shares the memory of its parent, and
+    torch moves a tensor to shared memory when it is sent to a spawned one. Each training process
+    of a distributed run fills its own.
+
+    Args:
+        samples: Their images are rendered, each once.
+        pipeline: Renders them.
+        threads: Threads that read and render.
+
+    Raises:
+        DataError: An image cannot be read; the row that names it first stands in the message.
+    """
+
+    def __init__(self, samples: Sequence[Sample], pipeline: ViewPipeline, threads: int) -> None:
+        first = _first_rows(samples)
+        self._rows = {image: row for row, image in enumerate(first)}
+
+        def load(sample: Sample) -> NDArray[np.uint8]:
+            return load_views(sample, pipeline)
+
+        self._views = _stack(len(first), _parallel(load, list(first.values()), threads))
+        size = self._views.nbytes / 2**20
+        _logger.info("keeping the views of %d panoramas in memory (%.0f MiB)", len(first), size)
+
+    def __getitem__(self, image: Path) -> NDArray[np.uint8]:
+        """Return the views [V, h, w, 3] of an image, without a copy; do not write to them."""
+        return self._views[self._rows[image]].numpy()
+
+
+def load_views(sample: Sample, pipeline: ViewPipeline) -> NDArray[np.uint8]:
+    """Read and render the panorama of a sample: uint8 [V, h, w, 3].
+
+    Raises:
+        DataError: The image cannot be read; the message names the row.
+    """
+    try:
+        return pipeline.render(read_panorama(sample.image))
+    except DataError as error:
+        raise DataError(
+            f"{sample.source}: {error}. Mend or remove the row, or set "
+            "data.skip_unreadable_images to leave out rows whose image cannot be read"
+        ) from error
+
+
+def readable(samples: Sequence[Sample], threads: int) -> list[Sample]:
+    """Leave out the samples whose image cannot be read; every one of them is logged.
+
+    All images are decoded once for this.
+
+    Raises:
+        DataError: No image can be read.
+    """
+    first = _first_rows(samples)
+    faults = _parallel(_fault, list(first), threads)
+    bad = {image: fault for image, fault in zip(first, faults, strict=True) if fault}
+    kept = [sample for sample in samples if sample.image not in bad]
+    if not bad:
+        return kept
+    listed = "".join(f"\n  {first[image].source}: {fault}" for image, fault in bad.items())
+    text = (
+        f"{len(samples) - len(kept)} of {len(samples)} rows are left out, because "
+        f"{len(bad)} of {len(first)} images cannot be read:{listed}"
+    )
+    if not kept:
+        raise DataError(text)
+    _logger.warning("%s", text)
+    return kept
+
+
+def _first_rows(samples: Sequence[Sample]) -> dict[Path, Sample]:
+    """Return the images, each with the first sample about it."""
+    first: dict[Path, Sample] = {}
+    for sample in samples:
+        first.setdefault(sample.image, sample)
+    return first
+
+
+def _fault(image: Path) -> str:
+    """Return why an image cannot be read; empty when it can."""
+    try:
+        read_panorama(image)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _parallel(function: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
+    """Map in order; decoding and cutting release the interpreter lock."""
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        yield from pool.map(function, items)
+
+
+def _stack(count: int, pictures: Iterator[NDArray[np.uint8]]) -> Tensor:
+    """Collect ``count`` arrays of one shape in a tensor, holding few of them twice."""
+    stacked = torch.empty(0)
+    for row, views in enumerate(pictures):
+        if row == 0:
+            stacked = torch.empty((count, *views.shape), dtype=torch.uint8)
+        stacked[row] = torch.from_numpy(views)
+    return stacked

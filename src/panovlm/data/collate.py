@@ -1,0 +1,55 @@
+"""Items into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
+
+import torch
+from torch import Tensor
+
+from panovlm.data.dataset import Item
+from panovlm.models.language.chat import IGNORED
+
+
+class Batch(TypedDict):
+    """Several items; the texts are absent when the items have none."""
+
+    pixel_values: Tensor
+    """float32 [B, V, 3, h, w]"""
+    source: list[str]
+    """[B], where each sample stands in its table."""
+    input_ids: NotRequired[Tensor]
+    """int64 [B, L], padded on the right."""
+    attention_mask: NotRequired[Tensor]
+    """int64 [B, L], 1 for text and 0 for padding."""
+    labels: NotRequired[Tensor]
+    """int64 [B, L], -100 where no loss is taken."""
+
+
+def collate(items: Sequence[Item], pad_id: int) -> Batch:
+    """Stack views and pad texts on the right.
+
+    Args:
+        items: Items with equally many views of one size.
+        pad_id: Id that fills shorter texts; it counts neither as text nor in the loss.
+    """
+    batch: Batch = {
+        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        "source": [item["source"] for item in items],
+    }
+    if all("input_ids" in item for item in items):
+        ids = [item["input_ids"] for item in items if "input_ids" in item]
+        labels = [item["labels"] for item in items if "labels" in item]
+        batch["input_ids"] = _padded(ids, pad_id)
+        batch["attention_mask"] = _padded([[1] * len(row) for row in ids], 0)
+        batch["labels"] = _padded(labels, IGNORED)
+    return batch
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Return the rows as one tensor [B, L], filled up with ``value`` on the right."""
+    padded = torch.full((len(rows), max(map(len, rows))), value)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = torch.tensor(row)
+    return padded

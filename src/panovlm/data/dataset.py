@@ -1,0 +1,116 @@
+"""Samples as tensors: views of the panorama, token ids and labels of the conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from panovlm.data.augment import jitter
+from panovlm.data.cache import ViewCache, load_views
+from panovlm.data.loader import Draw
+from panovlm.data.samples import Sample, join_questions
+from panovlm.errors import DataError
+from panovlm.models.language.chat import IGNORED, ChatFormat
+from panovlm.panorama.pipeline import ViewPipeline
+
+
+class Item(TypedDict):
+    """One sample; the texts are absent in a dataset without chat format."""
+
+    pixel_values: Tensor
+    """float32 [V, 3, h, w]"""
+    source: str
+    """Where the sample stands in its table."""
+    input_ids: NotRequired[list[int]]
+    """[L]"""
+    labels: NotRequired[list[int]]
+    """[L], -100 where no loss is taken."""
+
+
+class PanoramaDataset(Dataset[Item]):
+    """Samples of one stage.
+
+    An item follows from the seed and its :class:`Draw` alone, whichever process makes it.
+
+    Args:
+        samples: Rows of the tables.
+        pipeline: Cuts and normalises the views.
+        chat: Turns conversations into ids and labels; None: views only, for a stage that does not
+            read text.
+        max_length: Most ids of a sample; what is longer is cut. None keeps all.
+        questions_per_sample: Rows about one panorama that are joined into one conversation, drawn
+            anew in every epoch.
+        seed: Seed of the joins and of the jitter.
+        augment: Change brightness, contrast and saturation by chance.
+        cache: Rendered views to use instead of reading the images.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        pipeline: ViewPipeline,
+        chat: ChatFormat | None,
+        *,
+        max_length: int | None = None,
+        questions_per_sample: int = 1,
+        seed: int = 0,
+        augment: bool = False,
+        cache: ViewCache | None = None,
+    ) -> None:
+        self._rows = samples
+        self._pipeline = pipeline
+        self._chat = chat
+        self._max_length = max_length
+        self._questions = questions_per_sample
+        self._seed = seed
+        self._augment = augment
+        self._cache = cache
+        self._epoch = 0
+        self._samples = join_questions(samples, questions_per_sample, seed, 0)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, draw: Draw) -> Item:
+        """Return one item.
+
+        Raises:
+            DataError: The image cannot be read, or ``max_length`` leaves nothing of the answers.
+        """
+        sample = self._sample(draw)
+        pixels = torch.from_numpy(self._pipeline.normalise(self._views(sample, draw)))
+        item: Item = {"pixel_values": pixels, "source": sample.source}
+        if self._chat is not None:
+            item["input_ids"], item["labels"] = self._text(sample, self._chat)
+        return item
+
+    def _sample(self, draw: Draw) -> Sample:
+        if self._questions > 1 and draw.epoch != self._epoch:
+            self._samples = join_questions(self._rows, self._questions, self._seed, draw.epoch)
+            self._epoch = draw.epoch
+        return self._samples[draw.number]
+
+    def _views(self, sample: Sample, draw: Draw) -> NDArray[np.uint8]:
+        if self._cache is not None:
+            views = self._cache[sample.image]
+        else:
+            views = load_views(sample, self._pipeline)
+        if not self._augment:
+            return views
+        return jitter(views, np.random.default_rng((self._seed, *draw)))
+
+    def _text(self, sample: Sample, chat: ChatFormat) -> tuple[list[int], list[int]]:
+        ids, labels = chat.training_example(sample.turns, self._max_length)
+        if all(label == IGNORED for label in labels):
+            raise DataError(
+                f"{sample.source}: max_text_length {self._max_length} cuts the whole answer off, "
+                "so that there is nothing to learn; raise max_text_length of the stage or model, "
+                "shorten the question, or drop the row"
+            )
+        return ids, labels

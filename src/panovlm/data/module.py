@@ -1,0 +1,126 @@
+"""Loaders of one training stage for Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from panovlm.data.cache import ViewCache, readable
+from panovlm.data.collate import collate
+from panovlm.data.dataset import PanoramaDataset
+from panovlm.data.loader import ResumableLoader
+from panovlm.data.samples import Sample
+from panovlm.errors import DataError
+from panovlm.models.language.chat import ChatFormat
+from panovlm.panorama.pipeline import ViewPipeline
+
+
+class PanoramaData(LightningDataModule):
+    """Training and validation data of one stage.
+
+    The trainer must be made with ``use_distributed_sampler=False``: the loaders share the samples
+    out themselves, so that a checkpoint can name a position in them.
+
+    Args:
+        train: Rows to train on.
+        val: Rows to validate on; none: no validation.
+        pipeline: Cuts and normalises the views.
+        chat: Turns conversations into ids and labels; None: views only.
+        batch_size: Samples per batch and process.
+        max_length: Most text tokens of a sample; None: no limit.
+        questions_per_sample: Rows about one panorama that are joined into one conversation.
+        seed: Seed of order, joins and jitter.
+        num_workers: Processes that load samples; 0: the training process itself.
+        augment: Colour jitter of the training views.
+        cache_views: Render all views once, when training starts, and keep them in memory.
+        skip_unreadable: Leave out, and log, rows whose image cannot be read.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Sample],
+        val: Sequence[Sample],
+        *,
+        pipeline: ViewPipeline,
+        chat: ChatFormat | None,
+        batch_size: int,
+        max_length: int | None = None,
+        questions_per_sample: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+        augment: bool = False,
+        cache_views: bool = False,
+        skip_unreadable: bool = False,
+    ) -> None:
+        super().__init__()
+        if not train:
+            raise DataError(
+                "there is nothing to train on; name tables with data.csv_train, or make scenes "
+                "with data.synthetic"
+            )
+        self._samples = {"train": train, "val": val}
+        self._pipeline = pipeline
+        self._chat = chat
+        self._batch_size = batch_size
+        self._max_length = max_length
+        self._questions = questions_per_sample
+        self._seed = seed
+        self._num_workers = num_workers
+        self._augment = augment
+        self._cache_views = cache_views
+        self._skip_unreadable = skip_unreadable
+        self._datasets: dict[str, PanoramaDataset] = {}
+
+    def setup(self, stage: str) -> None:
+        """Make the datasets, once; with the options for it, read all images.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
+        for split, samples in self._samples.items():
+            if samples and split not in self._datasets:
+                self._datasets[split] = self._dataset(samples, augment=split == "train")
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the shuffled training batches, whose position a checkpoint keeps."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        """Return the validation batches, always the same; an empty list when there are none."""
+        return self._loader("val", shuffle=False) if "val" in self._datasets else []
+
+    def _dataset(self, samples: Sequence[Sample], *, augment: bool) -> PanoramaDataset:
+        threads = max(1, self._num_workers)
+        if self._skip_unreadable:
+            samples = readable(samples, threads)
+        return PanoramaDataset(
+            samples,
+            self._pipeline,
+            self._chat,
+            max_length=self._max_length,
+            questions_per_sample=self._questions,
+            seed=self._seed,
+            augment=self._augment and augment,
+            cache=ViewCache(samples, self._pipeline, threads) if self._cache_views else None,
+        )
+
+    def _loader(self, split: str, *, shuffle: bool) -> ResumableLoader:
+        trainer = self.trainer
+        return ResumableLoader(
+            self._datasets[split],
+            batch_size=self._batch_size,
+            seed=self._seed,
+            shuffle=shuffle,
+            collate=partial(collate, pad_id=self._pad_id()),
+            num_workers=self._num_workers,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _pad_id(self) -> int:
+        return 0 if self._chat is None else cast("int", self._chat.tokenizer.pad_token_id)

@@ -1,0 +1,112 @@
+"""The causal language model: its configuration, an untrained build, the weights on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, cast
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from panovlm.errors import CheckpointError, ConfigError
+from panovlm.models.language.pretrained import brief, reading
+
+_OPTION = "models.language_model_name"
+
+
+def language_config(source: str | Mapping[str, Any]) -> PreTrainedConfig:
+    """Return the configuration of a language model.
+
+    Args:
+        source: folder, hub id, or the configuration as a mapping with its ``model_type``.
+
+    Raises:
+        ConfigError: it cannot be read, or its ``model_type`` is unknown.
+    """
+    if isinstance(source, str):
+        with reading("language model configuration", source, _OPTION) as place:
+            return AutoConfig.from_pretrained(place, trust_remote_code=False)
+    try:
+        return AutoConfig.for_model(**source)
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ConfigError(
+            "models.language_config needs a 'model_type' such as 'qwen2' and fields of that "
+            f"family; transformers said: {brief(error)}"
+        ) from error
+
+
+def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Build an untrained model; under ``torch.device("meta")`` it takes no memory.
+
+    The model has a copy of ``config``, so that resizing its embeddings changes no other model.
+
+    Raises:
+        ConfigError: ``config`` is not that of a causal language model.
+    """
+    try:
+        model = AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
+    except ValueError as error:
+        raise ConfigError(
+            f"cannot build a causal language model from a {type(config).__name__}: {brief(error)}"
+        ) from error
+    return cast("PreTrainedModel", model)
+
+
+def load_language_model(name_or_path: str) -> PreTrainedModel:
+    """Read a trained language model, in the dtype of its files.
+
+    transformers only prints which weights a file lacks and fills them with random numbers; here
+    that is an error.
+
+    Raises:
+        ConfigError: it is missing or cannot be read.
+        CheckpointError: its weights are not exactly those of its configuration.
+    """
+    with reading("language model", name_or_path, _OPTION) as source:
+        model, info = cast(
+            "tuple[PreTrainedModel, dict[str, Any]]",
+            AutoModelForCausalLM.from_pretrained(
+                source,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that the error below can name them all
+            ),
+        )
+    mismatched = [
+        f"{key} {list(found)} for {list(own)}" for key, found, own in info["mismatched_keys"]
+    ]
+    faults = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(mismatched),
+    }
+    if any(faults.values()):
+        found = "; ".join(
+            f"{len(keys)} {kind}, such as {', '.join(keys[:3])}"
+            for kind, keys in faults.items()
+            if keys
+        )
+        raise CheckpointError(
+            f"the weights of the language model {name_or_path!r} are not those of its "
+            f"config.json ({type(model).__name__}): {found}. Correct {_OPTION} or the files."
+        )
+    return model
+
+
+def resize_embeddings(language_model: PreTrainedModel, size: int) -> None:
+    """Give the token embeddings and the output layer ``size`` rows, in place.
+
+    New rows are drawn around the mean of the old ones (Hewitt 2021, "Initializing new word
+    embeddings for pretrained language models"), so that no new token becomes the most probable
+    one. With fewer rows than before, the last ones are cut off: a vocabulary padded beyond the
+    tokenizer's length shrinks.
+    """
+    # Old rows on the meta device have no mean.
+    on_meta = language_model.get_input_embeddings().weight.is_meta
+    language_model.resize_token_embeddings(size, mean_resizing=not on_meta)

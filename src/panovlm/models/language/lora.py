@@ -1,0 +1,67 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) on the language model, by PEFT."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from panovlm.config.schema import LoRASettings
+from panovlm.errors import ConfigError
+
+
+def attach_lora(language_model: PreTrainedModel, settings: LoRASettings) -> PeftModel:
+    """Put adapters on ``language_model``, in place, and freeze everything else in it.
+
+    An adapted Linear ``W`` computes ``W x + alpha / rank * B A x``; B starts at zero. Its names
+    become ``base_model.model.<name>.base_layer.weight``, ``<name>.lora_A.default.weight``
+    [rank, in] and ``<name>.lora_B.default.weight`` [out, rank]. Adapters are made on the device
+    of the layer they belong to: on a meta model they take no memory.
+
+    Args:
+        language_model: causal language model without adapters.
+        settings: rank, alpha, dropout and the names of the Linear layers to adapt; whether
+            ``use_lora`` is set is not looked at.
+
+    Raises:
+        ConfigError: a target names no Linear layer, or the model has adapters already.
+    """
+    if isinstance(language_model, PeftModel):
+        raise ConfigError("the language model has adapters already; merge them first.")
+    linears = {n for n, m in language_model.named_modules() if isinstance(m, nn.Linear)}
+    unmatched = [t for t in settings.target_modules if not any(_matches(n, t) for n in linears)]
+    if unmatched or not settings.target_modules:
+        known = sorted({name.rsplit(".", 1)[-1] for name in linears})
+        raise ConfigError(
+            f"lora.target_modules: {unmatched or 'the empty list'} names no Linear layer of "
+            f"{type(language_model).__name__}; it has {', '.join(known)}."
+        )
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=cast("int", settings.alpha),  # PEFT only divides it by the rank
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return cast("PeftModel", get_peft_model(language_model, config))
+
+
+def merge_lora(model: PeftModel) -> PreTrainedModel:
+    """Add the adapters to the weights they belong to and return the plain language model.
+
+    ``model`` is used up: its modules become those of the result.
+
+    Raises:
+        ConfigError: ``model`` has no adapters.
+    """
+    if not isinstance(model, PeftModel):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"{type(model).__name__} has no adapters to merge; attach them first.")
+    return cast("PreTrainedModel", model.merge_and_unload())
+
+
+def _matches(module: str, target: str) -> bool:
+    """Tell whether PEFT adapts ``module`` for ``target``: equal, or its last path components."""
+    return module == target or module.endswith(f".{target}")

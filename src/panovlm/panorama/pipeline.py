@@ -1,0 +1,130 @@
+"""From a panorama to the pixels of the vision tower: cut the views, resize, normalise."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from panovlm.config.schema import ImageProcessing
+from panovlm.errors import ConfigError, DataError
+from panovlm.panorama.cuts import Pixels, resize, take_all
+from panovlm.panorama.processor import VisionProcessor, read_processor
+from panovlm.panorama.views import View, shots_of
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ViewPipeline:
+    """Turns panoramas into the views of one setting; training, evaluation and serving share it.
+
+    With ``use_vision_processor`` the cut pictures are resized and normalised as the tower's own
+    processor says, and so have its size; ``normalize``, ``image_mean`` and ``image_std`` do not
+    count then. Otherwise they are resized to ``image_size`` (Lanczos), divided by 255 and
+    normalised with ``image_mean`` and ``image_std``.
+
+    Attributes:
+        views: What each view shows, in the order of the pixels.
+    """
+
+    views: tuple[View, ...]
+
+    def __init__(self, settings: ImageProcessing) -> None:
+        """Prepare the cuts and the normalisation.
+
+        Raises:
+            ConfigError: ``image_size`` is unset, the processor's configuration is missing or not
+                supported, or the strategy cannot work with these settings.
+        """
+        if settings.image_size is None:
+            raise ConfigError(
+                "image_processing.image_size is unset: give the (height, width) of one view in "
+                "pixels, as the vision tower expects it"
+            )
+        self._size = settings.image_size
+        self._strategy = settings.crop_strategy
+        config = settings.vision_processor
+        given = None if config is None else read_processor(config)
+        if settings.use_vision_processor and given is None:
+            raise ConfigError(
+                "image_processing.use_vision_processor is on, but "
+                "image_processing.vision_processor is unset: give the content of the tower's "
+                "preprocessor_config.json, or set use_vision_processor to false"
+            )
+        self._processor = given if settings.use_vision_processor else None
+        self._table = _pixel_values(settings, given)
+        shots = shots_of(settings)
+        self.views = tuple(shot.view for shot in shots)
+        self._cuts = tuple(shot.cut for shot in shots)
+
+    def render(self, erp: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Cut and resize the views.
+
+        Args:
+            erp: Panorama [H, W, 3], RGB, 0 to 255.
+
+        Returns:
+            Views [V, h, w, 3], RGB, 0 to 255.
+
+        Raises:
+            DataError: The panorama is not such an array, or too small or large to be cut.
+            ConfigError: The tower's processor gives the views different sizes.
+        """
+        if erp.dtype != np.uint8 or erp.ndim != 3 or erp.shape[2] != 3:
+            raise DataError(
+                f"a panorama must be uint8 of shape [height, width, 3], got {erp.dtype} of shape "
+                f"{list(erp.shape)}"
+            )
+        pictures = [self._resized(picture) for picture in take_all(erp, self._cuts)]
+        sizes = sorted({picture.shape[:2] for picture in pictures})
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"image_processing.vision_processor gives the views of crop_strategy "
+                f"{self._strategy} different sizes (height, width): {sizes}. Give it a fixed size "
+                "({height, width}) or do_center_crop, or set use_vision_processor to false"
+            )
+        return np.stack(pictures)
+
+    def normalise(self, views: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Turn pixels [V, h, w, 3], 0 to 255, into what the tower reads: float32 [V, 3, h, w]."""
+        count, height, width, _ = views.shape
+        values = np.empty((count, 3, height, width), np.float32)
+        for view, target in zip(views, values, strict=True):
+            target[...] = cv2.LUT(view, self._table).transpose(2, 0, 1)
+        return values
+
+    def __call__(self, erp: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the normalised views [V, 3, h, w] of a panorama [H, W, 3]; see :meth:`render`."""
+        return self.normalise(self.render(erp))
+
+    def _resized(self, picture: Pixels) -> Pixels:
+        """Bring a cut picture to the size of a view."""
+        if self._processor is not None:
+            return self._processor.resized(picture)
+        return resize(picture, self._size, Image.Resampling.LANCZOS)
+
+
+def _pixel_values(
+    settings: ImageProcessing, processor: VisionProcessor | None
+) -> NDArray[np.float32]:
+    """Return what each of the 256 pixel values becomes in each channel, [1, 256, 3].
+
+    The order of roundings is that of transformers: rescale in float64, the rest in float32.
+    """
+    values = np.repeat(np.arange(256, dtype=np.float64)[:, None], 3, axis=1)
+    if settings.use_vision_processor and processor is not None:
+        normalize = processor.do_normalize
+        values *= processor.rescale_factor if processor.do_rescale else 1
+        mean, std = processor.image_mean, processor.image_std
+    else:
+        normalize = settings.normalize
+        values *= 1 / 255
+        mean = settings.image_mean or (processor.image_mean if processor else None)
+        std = settings.image_std or (processor.image_std if processor else None)
+    table = values.astype(np.float32)
+    if normalize:
+        table -= np.array(mean or IMAGENET_MEAN, np.float32)
+        table /= np.array(std or IMAGENET_STD, np.float32)
+    return table[None]

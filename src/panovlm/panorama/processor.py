@@ -1,0 +1,153 @@
+"""The image processor of a vision tower, from its Hugging Face configuration.
+
+Covers the processors that resize, crop the centre, rescale and normalise: SigLIP, CLIP, DINOv2 and
+their like. Same pixels as the Pillow backend of transformers, without importing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from panovlm.errors import ConfigError
+from panovlm.panorama.cuts import Pixels, resize
+
+Pixel = Annotated[int, Field(ge=1)]
+
+
+class BoxSize(BaseModel):
+    """A size of two fixed sides, in pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    height: Pixel
+    width: Pixel
+
+
+class EdgeSize(BaseModel):
+    """A size given by its shorter side, in pixels; the picture keeps its proportions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shortest_edge: Pixel
+
+
+def _square(value: object) -> object:
+    """Read one number as a square."""
+    return {"height": value, "width": value} if isinstance(value, int) else value
+
+
+class VisionProcessor(BaseModel):
+    """What a tower's image processor does to a picture, in this order.
+
+    Fields and defaults are those of ``preprocessor_config.json``; what else stands there does not
+    concern pixels and is ignored. Old files give sizes as one number.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    do_resize: bool = True
+    size: BoxSize | EdgeSize | None = None
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+    do_center_crop: bool = False
+    crop_size: Annotated[BoxSize | None, BeforeValidator(_square)] = None
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, data: Any) -> Any:
+        """Drop empty fields; read a plain number as ``size`` as the old processors did.
+
+        It is the shorter side where the centre is cropped afterwards (CLIP), else a square.
+        """
+        if not isinstance(data, Mapping):
+            return data
+        values: dict[str, Any] = {key: value for key, value in data.items() if value is not None}
+        size = values.get("size")
+        if isinstance(size, int):
+            crops = values.get("do_center_crop", False)
+            values["size"] = {"shortest_edge": size} if crops else _square(size)
+        return values
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """Refuse a step whose numbers are missing."""
+        for step, fields in (
+            ("do_resize", ("size",)),
+            ("do_center_crop", ("crop_size",)),
+            ("do_normalize", ("image_mean", "image_std")),
+        ):
+            missing = [field for field in fields if getattr(self, field) is None]
+            if getattr(self, step) and missing:
+                raise ValueError(f"{step} is on, but {' and '.join(missing)} missing")
+        return self
+
+    def resized(self, picture: Pixels) -> Pixels:
+        """Resize and crop a picture [h, w, 3], keeping its 8 bits."""
+        if self.do_resize and self.size is not None:
+            picture = resize(picture, _target(self.size, picture), self.resample)
+        if self.do_center_crop and self.crop_size is not None:
+            picture = _centre(picture, self.crop_size.height, self.crop_size.width)
+        return picture
+
+
+def read_processor(config: Mapping[str, Any]) -> VisionProcessor:
+    """Read the configuration of a tower's image processor.
+
+    Args:
+        config: Content of its ``preprocessor_config.json``.
+
+    Raises:
+        ConfigError: A field is missing, or asks for something that is not supported.
+    """
+    try:
+        return VisionProcessor.model_validate(config)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'processor'}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise ConfigError(
+            f"image_processing.vision_processor cannot be used: {faults}. Expected a processor "
+            "that resizes, crops the centre, rescales and normalises (SigLIP, CLIP, DINOv2); "
+            "with use_vision_processor false none is needed"
+        ) from error
+
+
+def _target(size: BoxSize | EdgeSize, picture: Pixels) -> tuple[int, int]:
+    """Return the (height, width) to which a picture is resized."""
+    if isinstance(size, BoxSize):
+        return size.height, size.width
+    height, width = picture.shape[:2]
+    edge = size.shortest_edge
+    if width <= height:
+        return int(edge * height / width), edge
+    return edge, int(edge * width / height)
+
+
+def _centre(picture: Pixels, height: int, width: int) -> NDArray[np.uint8]:
+    """Cut the centre out of a picture; where it is too small, black is added around it."""
+    result = np.zeros((height, width, 3), np.uint8)
+    source, target = zip(
+        _overlap(picture.shape[0], height), _overlap(picture.shape[1], width), strict=True
+    )
+    result[target] = picture[source]
+    return result
+
+
+def _overlap(given: int, wanted: int) -> tuple[slice, slice]:
+    """Return which pixels of an axis are taken, and where they go."""
+    if given >= wanted:
+        first = (given - wanted) // 2
+        return slice(first, first + wanted), slice(wanted)
+    first = (wanted - given + 1) // 2
+    return slice(given), slice(first, first + given)

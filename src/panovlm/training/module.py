@@ -1,0 +1,118 @@
+"""The Lightning module of one stage: its loss, its optimizer, what its checkpoints say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from panovlm.checkpoint.metadata import CheckpointMetadata
+from panovlm.checkpoint.save import embedded_entries
+from panovlm.config.schema import StageConfig
+from panovlm.errors import PanoVLMError
+from panovlm.models.model import PanoramaVLM
+from panovlm.training.freeze import rest_frozen
+from panovlm.training.losses.vicreg import vicreg_overlap_loss
+from panovlm.training.optimizer import build_optimizer, build_scheduler
+
+Batch = dict[str, Any]
+
+
+class StageModule(lightning.LightningModule):
+    """Trains one stage of a model.
+
+    Args:
+        model: what to train; which parameters are trainable is already set.
+        stage: canonical stage name; it chooses the loss.
+        settings: the stage's settings.
+        describe: returns the checkpoint document for an epoch, a step and a validation loss.
+    """
+
+    def __init__(
+        self,
+        model: PanoramaVLM,
+        *,
+        stage: str,
+        settings: StageConfig,
+        describe: Callable[[int, int, float | None], CheckpointMetadata],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.stage = stage
+        self.settings = settings
+        self.describe = describe
+        self.last_val_loss: float | None = None
+
+    def training_step(self, batch: Batch, _index: int) -> Tensor:
+        """Return the stage's loss of one batch."""
+        loss = self._loss(batch, "train")
+        if not torch.isfinite(loss):
+            raise PanoVLMError(
+                f"the loss of stage {self.stage} became {loss.item()} at step {self.global_step} "
+                f"(rows {batch['sources']}). Lower lr, lengthen warmup_ratio, or set "
+                "environment.precision to 32-true; continue from last.ckpt with --resume."
+            )
+        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        """Log the stage's loss of one validation batch."""
+        size = len(batch["sources"])
+        loss = self._loss(batch, "val")
+        self.log(
+            "val_loss", loss, prog_bar=True, on_epoch=True, batch_size=size, sync_dist=True
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """Keep frozen components in evaluation mode."""
+        rest_frozen(self.model)
+
+    def _loss(self, batch: Batch, split: str) -> Tensor:
+        """Return the overlap loss (stage vision) or the language model's loss."""
+        if self.stage == "vision":
+            return self._overlap_loss(batch["pixel_values"], split)
+        output = self.model(
+            pixel_values=batch["pixel_values"],
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=batch["labels"],
+            project_text=self.stage == "resampler",
+        )
+        return output.loss
+
+    def _overlap_loss(self, pixel_values: Tensor, split: str) -> Tensor:
+        """Return the weighted VICReg loss between neighbouring views."""
+        features = self.model.resampled_features(pixel_values)
+        if self.model.vicreg_projector is not None:
+            features = self.model.vicreg_projector(features)
+        models = self.model.recipe.models
+        terms = vicreg_overlap_loss(
+            features,
+            num_views=pixel_values.shape[1],
+            settings=models,
+            has_class_token=self.model.vision_backbone.has_class_token,
+            leading_global=self.model.leading_global,
+        )
+        for name in ("invariance", "variance", "covariance"):
+            value = getattr(terms, name).detach()
+            self.log(f"{split}_vicreg_{name}", value, batch_size=pixel_values.shape[0])
+        return models.vicreg_loss_weight * terms.total
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW and its schedule over the steps of this stage."""
+        optimizer = build_optimizer(self.model, self.settings)
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = build_scheduler(optimizer, self.settings, total)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the file describe itself."""
+        metadata = self.describe(self.current_epoch, self.global_step, self.last_val_loss)
+        checkpoint.update(embedded_entries(self.model, metadata))

@@ -1,0 +1,56 @@
+"""AdamW with warm-up and a falling learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from panovlm.config.schema import StageConfig
+
+BETAS = (0.9, 0.98)
+EPS = 1e-8
+
+
+def build_optimizer(model: nn.Module, settings: StageConfig) -> AdamW:
+    """Return AdamW over the trainable parameters; vectors (biases, norms) are not decayed."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=BETAS,
+        eps=EPS,
+        fused=torch.cuda.is_available(),
+    )
+
+
+def learning_rate_factor(step: int, total: int, settings: StageConfig) -> float:
+    """Return the fraction of the full learning rate at an optimizer step.
+
+    It rises linearly over the first ``warmup_ratio`` of the steps, then falls to zero along half a
+    cosine or a line, or stays.
+
+    Args:
+        step: optimizer steps done, from 0.
+        total: optimizer steps of the stage.
+        settings: warm-up and schedule.
+    """
+    warmup = math.ceil(total * settings.warmup_ratio)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    if settings.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress if settings.schedule == "linear" else 1.0
+
+
+def build_scheduler(optimizer: AdamW, settings: StageConfig, total: int) -> LambdaLR:
+    """Return the schedule of a stage with ``total`` optimizer steps."""
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, settings))

@@ -1,0 +1,56 @@
+"""The jitter against Pillow's enhancement filters, an independent implementation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from panovlm.data.augment import STRENGTH, jitter
+
+
+class Fixed:
+    """Gives chosen factors instead of drawn ones."""
+
+    def __init__(self, *factors: float) -> None:
+        self.factors = factors
+
+    def uniform(self, low: float, high: float, size: int) -> np.ndarray:
+        assert (low, high, size) == (1 - STRENGTH, 1 + STRENGTH, 3)
+        return np.array(self.factors)
+
+
+def views(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (3, 8, 10, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "factors", [(1, 1, 1), (0.8, 1, 1), (1, 0.8, 1), (1, 1, 0.8), (0.9, 0.85, 0.95)]
+)
+def test_like_pillow(factors: tuple[float, float, float]) -> None:
+    """Factors below 1 never clip in between, so one matrix gives what three filters give."""
+    expected = Image.fromarray(views().reshape(24, 10, 3))
+    for filter_, factor in zip(
+        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True
+    ):
+        expected = filter_(expected).enhance(factor)
+    actual = jitter(views(), Fixed(*factors)).reshape(24, 10, 3)  # type: ignore[arg-type]
+    assert np.abs(actual.astype(int) - np.asarray(expected).astype(int)).max() <= 2
+
+
+def test_all_views_change_alike_and_the_input_stays() -> None:
+    same = np.repeat(views()[:1], 3, axis=0)
+    before = same.copy()
+    changed = jitter(same, np.random.default_rng(3))
+    assert (changed == changed[0]).all()
+    assert not np.array_equal(changed, same)
+    assert np.array_equal(same, before)
+
+
+def test_grey_stays_grey_and_the_range_is_kept() -> None:
+    grey = np.repeat(views()[..., :1], 3, axis=-1)
+    for seed in range(20):
+        changed = jitter(grey, np.random.default_rng(seed))
+        assert changed.dtype == np.uint8
+        assert np.ptp(changed.astype(int), axis=-1).max() <= 1
+        assert changed[grey > 245].min() > 120  # no wrap-around of bright pixels

@@ -1,0 +1,145 @@
+"""Reading of picture files of many kinds, whole and damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from panovlm.errors import DataError
+from panovlm.panorama.image import read_panorama
+
+PIXELS = np.random.default_rng(3).integers(0, 256, (60, 120, 3), dtype=np.uint8)
+SMOOTH = np.asarray(Image.fromarray(PIXELS[::20, ::20]).resize((120, 60), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("png", {}), ("webp", {"lossless": True})])
+def test_lossless_files_come_back_exactly(tmp_path, suffix, options):
+    path = tmp_path / f"panorama.{suffix}"
+    Image.fromarray(PIXELS).save(path, **options)
+    found = read_panorama(path)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, PIXELS)
+    assert np.array_equal(read_panorama(str(path)), PIXELS)
+
+
+def test_jpeg(tmp_path):
+    Image.fromarray(SMOOTH).save(tmp_path / "a.jpg", quality=95)
+    difference = np.abs(read_panorama(tmp_path / "a.jpg").astype(int) - SMOOTH)
+    assert difference.mean() < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    """The file holds the picture as the camera was held; reading puts it upright again."""
+    as_held = {
+        1: PIXELS,
+        2: PIXELS[:, ::-1],
+        3: PIXELS[::-1, ::-1],
+        4: PIXELS[::-1],
+        5: PIXELS.transpose(1, 0, 2),
+        6: np.rot90(PIXELS),
+        7: PIXELS[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(PIXELS, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    Image.fromarray(np.ascontiguousarray(as_held)).save(path, exif=exif)
+    assert np.array_equal(read_panorama(path), PIXELS)
+
+
+def test_transparency_is_dropped(tmp_path):
+    alpha = np.zeros((60, 120, 1), np.uint8)
+    Image.fromarray(np.concatenate([PIXELS, alpha], axis=2)).save(tmp_path / "a.png")
+    assert np.array_equal(read_panorama(tmp_path / "a.png"), PIXELS)
+
+
+def test_grey_becomes_three_equal_channels(tmp_path):
+    grey = PIXELS[..., 0]
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(np.stack([grey, 255 - grey], axis=-1)).save(tmp_path / "grey-alpha.png")
+    for name in ("grey.png", "grey-alpha.png"):
+        assert np.array_equal(read_panorama(tmp_path / name), np.stack([grey] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK"])
+def test_other_colour_models_become_rgb(tmp_path, mode):
+    image = Image.fromarray(SMOOTH).convert(mode)
+    path = tmp_path / ("a.png" if mode == "P" else "a.tiff")
+    image.save(path)
+    assert np.array_equal(read_panorama(path), np.asarray(image.convert("RGB")))
+
+
+def test_sixteen_bit_pictures_are_scaled_to_eight(tmp_path):
+    deep = np.random.default_rng(4).integers(0, 65536, (60, 120, 3), dtype=np.uint16)
+    deep[0, 0], deep[0, 1] = 0, 65535
+    cv2.imwrite(str(tmp_path / "colour.png"), deep)  # cv2 writes BGR
+    colour = read_panorama(tmp_path / "colour.png")
+    assert np.abs(colour - deep[..., ::-1] / 257).max() <= 1
+    cv2.imwrite(str(tmp_path / "grey.png"), deep[..., 0])
+    grey = read_panorama(tmp_path / "grey.png")
+    assert np.abs(grey - deep[..., :1] / 257).max() <= 0.5
+    assert grey[0, 0].tolist() == [0, 0, 0]
+    assert grey[0, 1].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_a_cut_off_file_is_an_error(tmp_path, suffix, share):
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(PIXELS).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DataError, match=rf"cannot read the panorama .*cut\.{suffix}: \w+"):
+        read_panorama(path)
+
+
+def test_a_damaged_png_is_an_error(tmp_path):
+    path = tmp_path / "damaged.png"
+    Image.fromarray(PIXELS).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"damaged\.png"):
+        read_panorama(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("empty.jpg", b""), ("text.png", b"no picture\n" * 9)]
+)
+def test_what_is_no_picture_is_an_error(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: cannot identify"):
+        read_panorama(tmp_path / name)
+
+
+def test_a_missing_file_and_a_folder_are_errors(tmp_path):
+    with pytest.raises(DataError, match=r"nothing\.jpg: no such file"):
+        read_panorama(tmp_path / "nothing.jpg")
+    with pytest.raises(DataError, match="cannot read the panorama"):
+        read_panorama(tmp_path)
+
+
+def test_pixels_without_defined_white_are_an_error(tmp_path):
+    Image.fromarray(np.ones((60, 120), np.float32)).save(tmp_path / "depth.tiff")
+    with pytest.raises(DataError, match=r"depth\.tiff: its pixels are 32-bit"):
+        read_panorama(tmp_path / "depth.tiff")
+
+
+@pytest.mark.parametrize(("width", "height"), [(99, 50), (100, 49)])
+def test_small_pictures_are_an_error(tmp_path, width, height):
+    path = Path(tmp_path / "small.png")
+    Image.new("RGB", (width, height)).save(path)
+    with pytest.raises(
+        DataError, match=f"small.png has {width} x {height} pixels; at least 100 x 50"
+    ):
+        read_panorama(path)
+
+
+def test_the_smallest_picture_is_read(tmp_path):
+    Image.new("RGB", (100, 50), "red").save(tmp_path / "a.png")
+    assert read_panorama(tmp_path / "a.png")[49, 99].tolist() == [255, 0, 0]
