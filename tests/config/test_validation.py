@@ -62,8 +62,7 @@ def stage(**settings: object) -> dict[str, Any]:
         ),
         (
             {"models": {"resampler_type": "qformer", "resampler_config": {"num_query_tokns": 3}}},
-            "models.resampler_config.num_query_tokns: unknown key; "
-            "did you mean num_query_tokens?",
+            "models.resampler_config.num_query_tokns: unknown key; did you mean num_query_tokens?",
         ),
         ({"models": {"zzz": 3}}, "models.zzz: unknown key."),
         (

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from datetime import datetime
 from pathlib import Path
@@ -38,12 +39,12 @@ def test_table_of_predictions(tmp_path: Path) -> None:
         Answer.generated(bare, ""),
     ]
     write_predictions(path, answers)
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    assert header == (
+    text = path.read_text("utf-8")
+    assert text.startswith(
         "sample_id,image_path,original_query,prediction,reference,pred_length,ref_length,"
-        "is_error,is_empty"
-    ).split(",")
+        "is_error,is_empty\n"
+    )
+    _, *rows = csv.reader(io.StringIO(text, newline=""))
     reference = "The sea,\nblue."
     assert rows == [
         ["7", "a.png", "sea", "A blue\nsea.", reference, "3", "3", "False", "False"],
@@ -66,7 +67,7 @@ def test_metrics_file_lists_the_failures(tmp_path: Path) -> None:
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(_TEXT, _TEXT, st.booleans()), max_size=5))
 def test_a_written_table_reads_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, bool]]

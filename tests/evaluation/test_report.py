@@ -40,6 +40,7 @@ class _Page(HTMLParser):
         self.feed(text)
         self.close()
         assert not self.open
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
@@ -51,7 +52,7 @@ class _Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] not in ("script", "style"):
-            self.text += f"{' '.join(data.split())} "
+            self.text += f"{data} "
 
     def of_class(self, tag: str, name: str) -> list[dict[str, str | None]]:
         return [

@@ -9,7 +9,7 @@ from typing import Any
 from panovlm.checkpoint.fields import RESAMPLER
 from panovlm.checkpoint.shapes import Observations, Observed, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
-from panovlm.models.language.families import infer_language, infer_lora
+from panovlm.models.language.families import infer_language, infer_lora, strip_lora_name
 from panovlm.models.resamplers import ResamplerRecipe, recipes
 from panovlm.models.vision.heads import infer_heads, infer_projection, infer_vicreg_projector
 from panovlm.models.vision.towers import infer_tower
@@ -29,6 +29,8 @@ class Inferred:
         resampler: the architecture that claims the file.
         seen: its own observations.
         dropped: tensors that today's model has no place for and does not need.
+        unrecognised: backbones of no known family, with the reason. Their configuration must be
+            stated; the proof then decides whether it is the right one.
         notes: what the reader should know.
     """
 
@@ -37,6 +39,7 @@ class Inferred:
     fields: dict[str, Observed] = field(default_factory=dict[str, Observed])
     assumed: dict[str, Any] = field(default_factory=dict[str, Any])
     dropped: tuple[str, ...] = ()
+    unrecognised: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
 
 
@@ -104,21 +107,23 @@ def _infer_resampler(result: Inferred, projection: Observations) -> None:
 
 def _infer_tower(result: Inferred, shapes: Shapes) -> None:
     """Take over the tower's configuration and check its width against the resampler."""
-    tower = infer_tower(shapes.under("vision_backbone.encoder."))
-    _take_backbone(result, "models.vision_config", tower.family, tower.observed, tower.assumed)
+    section = "models.vision_config"
+    try:
+        tower = infer_tower(shapes.under("vision_backbone.encoder."))
+    except ContradictionError:
+        raise
+    except CheckpointError as error:
+        result.unrecognised[section] = str(error)
+        return
+    result.fields[f"{section}.model_type"] = Observed(tower.family, "names of the tensors")
+    _take_backbone(result, section, tower.observed, tower.assumed)
     _agree("vision width", tower.observed["hidden_size"], result.seen["vision_dim"])
 
 
 def _infer_language(result: Inferred, shapes: Shapes, projection: Observations) -> None:
     """Take over the language model's configuration and adapters; check the projection's width."""
+    section = "models.language_config"
     subtree = shapes.under("language_model.")
-    language = infer_language(subtree)
-    _take_backbone(
-        result, "models.language_config", language.family, language.observed, language.assumed
-    )
-    _agree(
-        "language-model width", language.observed["hidden_size"], projection["language_dim"]
-    )
     adapters = infer_lora(subtree)
     result.fields["lora.use_lora"] = Observed(
         adapters is not None,
@@ -126,6 +131,27 @@ def _infer_language(result: Inferred, shapes: Shapes, projection: Observations) 
     )
     for key, observed in (adapters or {}).items():
         result.fields[f"lora.{key}"] = observed
+    try:
+        language = infer_language(_without_adapters(subtree))
+    except ContradictionError:
+        raise
+    except CheckpointError as error:
+        result.unrecognised[section] = str(error)
+        return
+    _take_backbone(result, section, language.observed, language.assumed)
+    result.fields[f"{section}.vocab_size"] = language.observed["vocab_size"]
+    _agree("language-model width", language.observed["hidden_size"], projection["language_dim"])
+
+
+def _without_adapters(shapes: Shapes) -> Shapes:
+    """Return a language model's shapes under the names that it has without adapters."""
+    plain: dict[str, tuple[int, ...]] = {}
+    for name in shapes:
+        stripped = strip_lora_name(name)
+        if stripped.part in ("plain", "base_layer"):
+            plain[shapes.prefix + stripped.name] = shapes[name]
+    shapes.take_reads()
+    return Shapes(plain, shapes.prefix)
 
 
 def _infer_heads(result: Inferred, shapes: Shapes) -> None:
@@ -155,14 +181,9 @@ def _infer_heads(result: Inferred, shapes: Shapes) -> None:
 
 
 def _take_backbone(
-    result: Inferred,
-    section: str,
-    family: str,
-    observed: Observations,
-    assumed: Mapping[str, Any],
+    result: Inferred, section: str, observed: Observations, assumed: Mapping[str, Any]
 ) -> None:
     """Record a backbone's configuration, field by field."""
-    result.fields[f"{section}.model_type"] = Observed(family, "names of the tensors")
     for key, value in observed.items():
         result.fields[f"{section}.{key}"] = value
     for key, value in assumed.items():

@@ -245,8 +245,15 @@ class _Resolver:
                 self._assume(name)
 
     def _claim(self, name: str) -> Claims | None:
-        """Return the strongest document that states a field."""
-        return next((claim for claim in self.claims if name in claim.values), None)
+        """Return the strongest document that states a field.
+
+        "Unset" states nothing about a field that the weights show.
+        """
+        unset_counts = name not in self.inferred.fields
+        for claim in self.claims:
+            if name in claim.values and (unset_counts or claim.values[name] is not None):
+                return claim
+        return None
 
     def _set(self, name: str, value: Any, source: Source) -> None:
         self.values[name] = value
@@ -305,7 +312,11 @@ class _Resolver:
         if stated is not None:
             self._settle_named(name, str(stated.values[label]))
             return
-        family = self.inferred.fields[f"{name}.model_type"].value
+        if name in self.inferred.unrecognised:
+            raise CheckpointError(self.inferred.unrecognised[name])
+        kind = f"{name}.model_type"
+        observed = self.inferred.fields.get(kind)
+        family = observed.value if observed else self.inferred.assumed[kind]
         self._set(label, f"unnamed-{family}", Source("weights", "names of the tensors"))
         self.assumed = [field for field in self.assumed if field != label]
         self._set_inferred(name)
@@ -342,7 +353,7 @@ class _Resolver:
                 continue
             if key in free:
                 config[key] = observed.value
-            elif _plain(config[key]) != _plain(observed.value):
+            elif not self._backbone_agrees(full, config[key], observed):
                 if self.prefer == "weights":
                     self.notes.append(
                         f"{full}: {source.detail} says {config[key]!r}; the weights were preferred"
@@ -357,6 +368,15 @@ class _Resolver:
             if prefix + key in self.inferred.fields:
                 config[key] = self.inferred.fields[prefix + key].value
         return config
+
+    def _backbone_agrees(self, full: str, claimed: Any, observed: Observed) -> bool:
+        """Tell whether a stated backbone field can be true; images of one grid of patches agree."""
+        section, _, key = full.rpartition(".")
+        patch = self.inferred.fields.get(f"{section}.patch_size")
+        if key != "image_size" or patch is None:
+            return bool(_plain(claimed) == _plain(observed.value))
+        sides = claimed if isinstance(claimed, list | tuple) else [claimed]
+        return all(side // patch.value == observed.value // patch.value for side in sides)
 
     def _set_inferred(self, name: str) -> None:
         """Put a backbone's configuration together from observed and assumed fields."""

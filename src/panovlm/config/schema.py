@@ -442,5 +442,8 @@ class Settings(Recipe):
                 return data
 
     def recipe(self) -> Recipe:
-        """Return the part that travels in a checkpoint."""
-        return Recipe(**{name: getattr(self, name) for name in Recipe.model_fields})
+        """Return the part that travels in a checkpoint; ``training.system_msg`` is settled in it."""
+        parts = {name: getattr(self, name) for name in Recipe.model_fields}
+        if self.training.system_msg is not None:
+            parts["system_messages"] = SystemMessages(default=self.training.system_msg)
+        return Recipe(**parts)

@@ -60,8 +60,9 @@ def output_paths(folder: Path, prefix: str, when: datetime) -> OutputPaths:
 def write_predictions(path: Path, answers: Iterable[Answer]) -> None:
     """Write the table of predictions; a failed sample has no prediction and ``is_error`` True."""
     text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
+    text.write(",".join(COLUMNS) + "\n")
+    # Texts are always quoted: the writer would leave a lone carriage return bare.
+    table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for answer in answers:
         question = answer.question
         prediction, reference = answer.prediction or "", question.reference or ""

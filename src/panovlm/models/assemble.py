@@ -71,6 +71,23 @@ def _settle_image_processing(model: PanoramaVLM, *, pretrained: bool) -> None:
     )
 
 
+def backbone_configs(models: ModelSettings) -> tuple[PreTrainedConfig, PreTrainedConfig]:
+    """Return the configurations of tower and language model, given or read by name.
+
+    Raises:
+        ConfigError: one of them cannot be had.
+    """
+    if models.vision_config is None:
+        tower = tower_config(models.vision_name)
+    else:
+        tower = PanoramaVLMConfig.backbone(models.vision_config, "vision_config")
+    if models.language_config is None:
+        language = language_config(models.language_model_name)
+    else:
+        language = PanoramaVLMConfig.backbone(models.language_config, "language_config")
+    return tower, language
+
+
 def _language(
     models: ModelSettings, texts: Iterable[str]
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

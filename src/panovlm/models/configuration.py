@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, ClassVar, cast
 
 from huggingface_hub.errors import StrictDataclassError
@@ -77,7 +78,9 @@ class PanoramaVLMConfig(PreTrainedConfig):
             ConfigError: it is missing, or transformers cannot use it.
         """
         if isinstance(config, PreTrainedConfig):
-            return config
+            # A model sets its attention implementation in the configurations inside its own;
+            # a ready-made backbone must not lose its own setting by that.
+            return deepcopy(config)
         if config is None or "model_type" not in config:
             raise ConfigError(
                 f"models.{name} is missing or has no model_type; give the backbone's Hugging Face "

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -27,6 +29,7 @@ from panovlm.models.vision.backbone import VisionBackbone
 from panovlm.models.vision.projector import PanoramaProjector
 from panovlm.models.vision.resampler import ResamplerModule
 from panovlm.models.vision.vicreg import VICRegProjector
+from panovlm.panorama.pipeline import ViewPipeline
 from panovlm.panorama.views import leading_global
 
 if TYPE_CHECKING:
@@ -40,6 +43,11 @@ class PanoramaVLM(PreTrainedModel):
         config: recipe and backbone configurations.
         encoder: ready-made vision tower to use instead of building one from ``config``.
         language_model: ready-made language model, likewise.
+
+    Attributes:
+        recipe: everything that decides what the model computes.
+        tokenizer: the model's tokenizer, once one is attached.
+        resolution: where every setting came from, when the model was loaded from a checkpoint.
     """
 
     config_class = PanoramaVLMConfig
@@ -48,9 +56,6 @@ class PanoramaVLM(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-
-    resolution: Resolution | None = None
-    """Where every setting came from, when the model was loaded by :meth:`from_checkpoint`."""
 
     def __init__(
         self,
@@ -81,6 +86,7 @@ class PanoramaVLM(PreTrainedModel):
             # not taken for one of the original system, whose defaults differ.
             self.register_buffer("layout", torch.ones(1, dtype=torch.uint8))
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.resolution: Resolution | None = None
         self.post_init()
         if self.recipe.lora.use_lora:
             self.language_model = attach_lora(
@@ -210,6 +216,20 @@ class PanoramaVLM(PreTrainedModel):
             kwargs.setdefault("pad_token_id", self.tokenizer.pad_token_id)
             kwargs.setdefault("eos_token_id", self.tokenizer.eos_token_id)
         return cast(Any, self.language_model).generate(**inputs, **kwargs)
+
+    def answer(self, panorama: NDArray[np.uint8], question: str, **kwargs: Any) -> str:
+        """Answer a question about a panorama.
+
+        Args:
+            panorama: equirectangular image ``[H, W, 3]``, uint8.
+            question: the user's text.
+            **kwargs: as for :meth:`transformers.GenerationMixin.generate`.
+        """
+        views = torch.from_numpy(ViewPipeline(self.recipe.image_processing)(panorama))
+        chat = self.chat()
+        prompt = torch.tensor([chat.prompt(question)], device=self.device)
+        ids = self.generate(views[None].to(self.device), prompt, **kwargs)
+        return chat.decode_answer(ids[0].tolist())
 
     def _fuse(
         self,

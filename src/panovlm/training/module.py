@@ -61,7 +61,7 @@ class StageModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, _index: int) -> None:
         """Log the stage's loss of one validation batch."""
-        size = len(batch["sources"])
+        size = len(batch["source"])
         loss = self._loss(batch, "val")
         self.log(
             "val_loss", loss, prog_bar=True, on_epoch=True, batch_size=size, sync_dist=True

@@ -217,7 +217,9 @@ class _Run:
         """Return the model that a stage starts with."""
         upstream = before or self.settings.paths.pretrained_dir
         if upstream is None:
-            texts = (text for rows in tables.values() for text in _texts(rows.train))
+            texts = [text for rows in tables.values() for text in _texts(rows.train)]
+            recipe = self.settings.recipe()
+            texts += [recipe.system_messages.default, recipe.models.default_generation_prompt]
             model = new_model(self.settings, texts)
         else:
             path = Path(upstream)

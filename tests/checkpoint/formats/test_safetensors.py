@@ -66,11 +66,12 @@ def test_every_dtype_equals_the_library(tmp_path, dtype):
 )
 def test_random_files_equal_the_library(tmp_path_factory, tensors, metadata):
     path = tmp_path_factory.mktemp("files") / "x.safetensors"
-    save_file({name: torch.rand(shape) for name, shape in tensors.items()}, path, metadata)
+    save_file({name: torch.rand(shape) for name, shape in tensors.items()}, path, metadata or None)
     header = read_header(path)
     with safe_open(path, "pt") as reference:
         assert {n: t.shape for n, t in header.tensors.items()} == {
-            n: tuple(reference.get_slice(n).get_shape()) for n in reference.keys()  # noqa: SIM118
+            n: tuple(reference.get_slice(n).get_shape())
+            for n in reference.keys()  # noqa: SIM118
         }
         assert header.extras == (reference.metadata() or {})
     ours = load_tensors(path)
@@ -81,7 +82,9 @@ def test_random_files_equal_the_library(tmp_path_factory, tensors, metadata):
 def test_metadata_and_attachments(tmp_path):
     path = tmp_path / "x.safetensors"
     files = {"tokenizer.json": b"{}", "a/b.txt": b"\x00\xff", "empty": b""}
-    tensors = {f"panovlm_tokenizer/{n}": torch.tensor(list(b), dtype=torch.uint8) for n, b in files.items()}
+    tensors = {
+        f"panovlm_tokenizer/{n}": torch.tensor(list(b), dtype=torch.uint8) for n, b in files.items()
+    }
     save_file({"w": torch.ones(3), **tensors}, path, {"panovlm_metadata": '{"a": 1}'})
     header = read_header(path)
     assert header.container == "safetensors"
@@ -157,8 +160,8 @@ def test_damaged_files_are_refused_as_by_the_library(tmp_path, name):
         read_header(path)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
-    # The library lets unknown fields of an entry pass.
-    if name != "extra field":
+    # The library lets unknown fields of an entry, and names that occur twice, pass.
+    if name not in ("extra field", "duplicate"):
         with pytest.raises((SafetensorError, OverflowError)), safe_open(path, "pt") as reference:
             list(reference.keys())
 
@@ -193,4 +196,4 @@ def test_reads_do_not_grow_with_the_tensors(tmp_path, monkeypatch):
         path = tmp_path / f"{width}.safetensors"
         save_file({"w": torch.empty(width)}, path)
         read_header(path)
-        assert sum(reads) < 1000
+        assert sum(reads) < 2000

@@ -3,7 +3,7 @@ from __future__ import annotations
 from math import isclose, sqrt
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panovlm.evaluation.metrics.accuracy import accuracy, is_match, wilson
@@ -42,6 +42,7 @@ def test_wilson_equals_published_values() -> None:
         assert wilson(hits, count) == pytest.approx(expected, abs=5e-5)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_ends_are_the_proportions_the_score_test_just_accepts(
     counts: tuple[int, int],

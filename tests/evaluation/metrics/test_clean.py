@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panovlm.evaluation.metrics.clean import clean, clean_reference
@@ -69,6 +69,7 @@ _PIECES += [
 ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(_PIECES)).map("".join))
 def test_cleaning_again_changes_nothing(text: str) -> None:
     once = clean(text)

@@ -92,7 +92,7 @@ def test_queries_do_not_see_later_queries() -> None:
     other = Formula(module, 8)(tokens, causal=False)
     assert (found - other).abs().max() > 1e-2  # the two readings do differ here
     with torch.no_grad():
-        module.query[:, 4] += 1
+        module.query[:, 4, 0] += 1
     changed = (module(tokens) - found).abs().amax(dim=(0, 2)) > 1e-9
     assert changed.tolist() == [False, False, False, False, True, True]
 

@@ -56,13 +56,16 @@ def test_depth_one_is_one_matrix():
     }
 
 
-def test_forward_by_hand():
+@pytest.mark.parametrize("norm", [True, False])
+def test_forward_by_hand(norm):
     torch.manual_seed(0)
-    head = VICRegProjector(ModelSettings(latent_dimension=12, vicreg_projector_dim=4)).double()
+    models = ModelSettings(latent_dimension=12, vicreg_projector_dim=4, vicreg_projector_ln=norm)
+    head = VICRegProjector(models).double()
     x = torch.randn(2, 3, 12, dtype=torch.float64)
     w = head.state_dict()
     h = x @ w["mlp.0.weight"].T + w["mlp.0.bias"]
-    h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    if norm:
+        h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     h = 0.5 * h * (1 + torch.erf(h / 2**0.5))
     expected = h @ w["mlp.3.weight"].T + w["mlp.3.bias"]
     torch.testing.assert_close(head(x), expected)

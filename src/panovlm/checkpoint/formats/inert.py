@@ -7,7 +7,7 @@ description (:class:`StoredTensor`), and applying any other yields a :class:`For
 whatever its arguments and state. So nothing foreign is executed, and a class that is not
 installed is no obstacle.
 
-Time and memory are bounded by the length of the pickle (about a second and 40 bytes per byte at
+Time and memory are bounded by the length of the pickle (some seconds and 40 bytes per byte at
 worst): the memo is sparse, nothing is copied that the pickle does not spell out, and dictionary
 keys are restricted to values that hash in constant time (nested tuples can take exponential time,
 or overflow the C stack). Supported are the binary instructions of protocols 2 to 5; torch writes
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from panovlm.errors import CheckpointError
 
-_MAX_RARE = 4_000_000  # instructions outside the tensor descriptions
+_MAX_RARE = 1_000_000  # instructions outside the tensor descriptions
 _MAX_NAME = 512
 _MAX_TUPLE_KEYS = 1000
 _LARGEST_INT_KEY = 2**61 - 2  # beyond it, different ints share one hash

@@ -72,25 +72,77 @@ def infer_lora(shapes: Shapes) -> Observations | None:
     matrices, weights = _sort(shapes)
     if not matrices:
         return None
-    observed = Observations(shapes)
-    first = min(matrices)
-    for module, pair in sorted(matrices.items()):
+    for module, pair in matrices.items():
         if len(pair) != 2:
             raise ContradictionError(
-                f"{shapes.prefix}{next(iter(pair.values()))}: lora_A and lora_B of a module "
-                "belong together, but the other one is absent. The checkpoint is incomplete."
+                f"{shapes.prefix}{module} has {next(iter(pair))} only; lora_A and lora_B belong "
+                "together. The checkpoint is incomplete."
             )
-        if module != first:
-            _check(shapes, pair, weights.get(module), rank=observed["rank"].value)
-        else:
-            observed.add("rank", shapes.dim(pair["lora_A"], 0))
-            _check(shapes, pair, weights.get(module), rank=observed["rank"].value)
-    targets = {module.rsplit(".", 1)[-1] for module in matrices}
-    _require_every_layer(shapes, targets, set(matrices), set(weights))
+    observed = Observations(shapes)
+    observed.add("rank", shapes.dim(matrices[min(matrices)]["lora_A"], 0))
+    rank = observed["rank"].value
+    for module, pair in sorted(matrices.items()):
+        weight = weights.get(module)
+        columns = shapes.dim(weight, 1) if weight else shapes.dim(pair["lora_A"], 1)
+        rows = shapes.dim(weight, 0) if weight else shapes.dim(pair["lora_B"], 0)
+        shapes.require(pair["lora_A"], (rank, columns), "[rank, in], one rank for all modules")
+        shapes.require(pair["lora_B"], (rows, rank), "[out, rank], one rank for all modules")
+    targets = {_last(module) for module in matrices}
+    for target in targets:
+        _require_every_layer(shapes, target, set(matrices), set(weights))
+    shapes.take_reads()
     usual = [target for target in _USUAL_ORDER if target in targets]
     observed.add(
         "target_modules",
         (*usual, *sorted(targets.difference(usual))),
-        f"modules with lora_A below {shapes.prefix or 'the root'}",
+        f"modules with a lora_A below {shapes.prefix or 'the root'}",
     )
     return observed
+
+
+def _sort(shapes: Shapes) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return the names in the file of every module's adapter matrices and of its own weight."""
+    matrices: dict[str, dict[str, str]] = defaultdict(dict)
+    weights: dict[str, str] = {}
+    adapters: set[str | None] = set()
+    for name in shapes:
+        found = strip_lora_name(name)
+        if found.part in ("lora_A", "lora_B"):
+            matrices[found.module][found.part] = name
+            adapters.add(found.adapter)
+        elif ".lora_" in name:
+            raise CheckpointError(
+                f"{shapes.prefix}{name} belongs to an adapter that is not read here; LoRA on "
+                "Linear layers is. Merge the adapter into the language model with the tool that "
+                "trained it."
+            )
+        elif found.name.endswith(".weight"):
+            weights[found.module] = name
+    if len(adapters) > 1:
+        raise CheckpointError(
+            f"several adapters below {shapes.prefix!r}: {sorted(map(str, adapters))}; one is "
+            "expected. Remove or merge the others with the tool that trained them."
+        )
+    return dict(matrices), weights
+
+
+def _require_every_layer(shapes: Shapes, target: str, adapted: set[str], all_: set[str]) -> None:
+    """Check that ``target`` is adapted in all decoder layers, or lies outside of them."""
+    layers = {_layer(module) for module in adapted | all_} - {None}
+    have = {_layer(module) for module in adapted if _last(module) == target}
+    if have != {None} and have != layers:
+        missing = sorted(layers - have, key=str)
+        raise ContradictionError(
+            f"below {shapes.prefix!r}, {target} is adapted in some decoder layers but not in "
+            f"{missing[:5]}; lora.target_modules means all of them."
+        )
+
+
+def _last(module: str) -> str:
+    return module.rsplit(".", 1)[-1]
+
+
+def _layer(module: str) -> int | None:
+    """Return the decoder layer that a module belongs to."""
+    found = _LAYER.search(module)
+    return int(found[1]) if found else None

@@ -11,7 +11,18 @@ from typing import Any
 
 from panovlm.checkpoint.shapes import Observations, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
+from panovlm.models.language.adapters import LoRAName, infer_lora, strip_lora_name
 from panovlm.models.language.released import Sizes, assume
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "LanguageInference",
+    "LoRAName",
+    "infer_language",
+    "infer_lora",
+    "strip_lora_name",
+]
 
 _FIRST = "model.layers.0."
 _TABLE = "model.embed_tokens.weight"

@@ -30,8 +30,8 @@ CHATML_TEMPLATE = (
 _UNKNOWN = "<unk>"
 _WORD_SPECIALS = (_UNKNOWN, END_OF_TEXT, "<|im_start|>", END_OF_TURN)
 _ROLES = ("system", "user", "assistant")
-# Joiner annotation as in OpenNMT's tokenizer: a piece that begins with it continues the text
-# before it without white space.
+# Joiner annotation as in OpenNMT's tokenizer, on punctuation marks only: a mark that begins or
+# ends with it stands without white space next to what comes before or after.
 _JOINER = "￭"
 # What transformers remembers about the place a tokenizer came from; it would be saved with it.
 _ORIGIN = ("name_or_path", "is_local", "local_files_only")
@@ -91,10 +91,10 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Make a tokenizer whose tokens are the words and punctuation marks of ``texts``.
 
     Text is split at white space and around every character that is no letter, digit or
-    underscore; case is kept. A piece that follows another without white space begins with ``￭``
-    in the vocabulary, so decoding gives back the text with its white space collapsed. Ids: the
-    special tokens, then the pieces in code point order, whatever the order of ``texts``. What
-    ``texts`` lack becomes ``<unk>``, so the system message belongs to them.
+    underscore; case is kept. A word is one token wherever it stands; a mark without white space
+    beside it carries ``￭`` on that side, so decoding gives back the text with its white space
+    collapsed. Ids: the special tokens, then the pieces in code point order, whatever the order of
+    ``texts``. What ``texts`` lack becomes ``<unk>``, so the system message belongs to them.
 
     Returns:
         A tokenizer with a ChatML template, end token ``<|im_end|>`` and pad token
@@ -178,19 +178,21 @@ def _word_splitter(vocabulary: Iterable[str]) -> Tokenizer:
     """Return the backend of a word tokenizer with this vocabulary, in this order of ids."""
     ids = {token: i for i, token in enumerate(vocabulary)}
     tokenizer = Tokenizer(WordLevel(ids, unk_token=_UNKNOWN))
-    mark = r"[^\w\s]"
-    glued = Regex(rf"(?<=\S)(?={mark})|(?<={mark})(?=\S)")
+    mark = rf"[^\w\s{_JOINER}]"
+    # A joiner goes before a mark that touches something, and between a mark and a word.
+    touching = Regex(rf"(?<=\S)(?={mark})|(?<={mark})(?=\w)")
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(_JOINER, ""), normalizers.Replace(glued, _JOINER)]
+        [normalizers.Replace(_JOINER, ""), normalizers.Replace(touching, _JOINER)]
     )
+    marks = Regex(rf"{_JOINER}?{mark}({_JOINER}(?=\w))?")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(_JOINER, "merged_with_next")]
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(marks, "isolated")]
     )
     tokenizer.decoder = decoders.Sequence(
         [
-            decoders.Replace(Regex(f"^(?!{_JOINER})"), " "),
-            decoders.Replace(_JOINER, ""),
+            decoders.Replace(Regex("^"), " "),
             decoders.Fuse(),
+            decoders.Replace(Regex(f" ?{_JOINER} ?"), ""),
             decoders.Strip(" ", 1, 0),
         ]
     )

@@ -1,0 +1,37 @@
+"""``panovlm ask``: ask a question about a panorama."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from panovlm.cli.options import add_device_options, add_loading_options, device, dtype, overrides
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
+    parser.add_argument("panorama", type=Path, help="equirectangular image")
+    parser.add_argument("question")
+    add_loading_options(parser)
+    add_device_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the answer."""
+    from panovlm.evaluation.run import generation_arguments
+    from panovlm.models.model import PanoramaVLM
+    from panovlm.panorama.image import read_panorama
+
+    panorama = read_panorama(options.panorama)
+    model = PanoramaVLM.from_checkpoint(
+        options.checkpoint,
+        device=device(options.device),
+        dtype=dtype(options.dtype),
+        prefer=options.prefer,
+        strict=options.strict,
+        overrides=overrides(options.set),
+    )
+    answer = model.answer(panorama, options.question, **generation_arguments(model.recipe.generation))
+    print(answer)  # noqa: T201
+    return 0

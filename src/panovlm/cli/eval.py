@@ -1,0 +1,175 @@
+"""``panovlm eval``: generate answers with a checkpoint and score them."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from panovlm.cli.options import add_device_options, add_loading_options, device, dtype, overrides
+from panovlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from panovlm.config.schema import Settings
+    from panovlm.evaluation.metrics import Scores
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--checkpoint-dir", type=Path, help="run folder of one stage")
+    parser.add_argument("--checkpoint", "--ckpt", type=Path, help="file; wins over the folder")
+    parser.add_argument("-c", "--config", type=Path, help="experiment file: tables and generation")
+    parser.add_argument(
+        "--csv-input", action="append", default=[], help="table of questions (repeatable)"
+    )
+    parser.add_argument("--data-dir", default="", help="base of relative image paths")
+    parser.add_argument("--output-dir", type=Path, help="where the results go")
+    parser.add_argument("--max-samples", type=int, help="ask only the first so many questions")
+    parser.add_argument("--batch-size", type=int, help="questions per batch (default 8)")
+    parser.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens")
+    parser.add_argument(
+        "--fresh", action="store_true", help="throw away the answers of an unfinished evaluation"
+    )
+    parser.add_argument(
+        "--metrics-only",
+        action="store_true",
+        help="score the predictions that --csv-input holds, without a model",
+    )
+    parser.add_argument("--log-samples", action="store_true", help="print answers as well")
+    parser.add_argument("--log-max-samples", type=int, default=50, help="how many to print")
+    add_loading_options(parser)
+    add_device_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, and print the scores."""
+    from panovlm.evaluation.outputs import has_predictions
+
+    tables = [Path(table) for table in options.csv_input]
+    if options.metrics_only or (len(tables) == 1 and tables[0].is_file() and has_predictions(tables[0])):
+        return _score_only(options, tables)
+    path = options.checkpoint or options.checkpoint_dir
+    if path is None:
+        raise ConfigError("eval needs --checkpoint-dir DIR or --checkpoint FILE.")
+    return _evaluate(options, path)
+
+
+def _evaluate(options: argparse.Namespace, path: Path) -> int:
+    """Load the model, ask, score."""
+    from panovlm.evaluation.session import default_tables, run_evaluation
+    from panovlm.models.model import PanoramaVLM
+
+    settings = _settings(options)
+    model = PanoramaVLM.from_checkpoint(
+        path,
+        device=device(options.device),
+        dtype=dtype(options.dtype),
+        prefer=options.prefer,
+        strict=options.strict,
+        overrides=overrides(options.set),
+    )
+    resolution = model.resolution
+    assert resolution is not None
+    print(f"checkpoint: {resolution.path} ({resolution.location.why})")  # noqa: T201
+    for note in resolution.notes:
+        print(f"note: {note}")  # noqa: T201
+    for name in resolution.assumed:
+        print(f"assumed: {name} = {resolution.value(name)!r}")  # noqa: T201
+    tables, base = _tables(options, settings) or default_tables(model)
+    generation = settings.generation if settings else model.recipe.generation
+    if options.max_new_tokens is not None:
+        generation = generation.model_copy(update={"max_new_tokens": options.max_new_tokens})
+    result = run_evaluation(
+        model,
+        tables=tables,
+        data_dir=base,
+        generation=generation,
+        folder=_folder(options, settings, model),
+        prefix=_prefix(settings, model),
+        batch_size=_batch_size(options, settings),
+        max_samples=options.max_samples,
+        fresh=options.fresh,
+    )
+    if options.log_samples:
+        for answer in result.answers[: options.log_max_samples]:
+            said = answer.prediction if answer.reason is None else f"FAILED: {answer.reason}"
+            print(f"[{answer.question.sample_id}] {answer.question.query} -> {said}")  # noqa: T201
+    _print_scores(result.scores)
+    for file in (result.paths.predictions, result.paths.metrics, result.paths.report):
+        print(file)  # noqa: T201
+    return 0
+
+
+def _score_only(options: argparse.Namespace, tables: list[Path]) -> int:
+    """Score predictions that were made before."""
+    from panovlm.evaluation.metrics import score_answers
+    from panovlm.evaluation.outputs import output_paths, read_predictions, write_metrics
+
+    if len(tables) != 1:
+        raise ConfigError("--metrics-only needs exactly one --csv-input with predictions.")
+    answers = read_predictions(tables[0])
+    scores = score_answers(answers)
+    _print_scores(scores)
+    folder = options.output_dir or tables[0].parent
+    paths = output_paths(folder, tables[0].stem, datetime.now())
+    write_metrics(paths.metrics, scores.as_json(), answers)
+    print(paths.metrics)  # noqa: T201
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings | None:
+    from panovlm.config.load import load_settings
+
+    return load_settings(options.config) if options.config is not None else None
+
+
+def _tables(
+    options: argparse.Namespace, settings: Settings | None
+) -> tuple[list[str], str] | None:
+    """Return the tables that the command line or the experiment file names."""
+    if options.csv_input:
+        return options.csv_input, options.data_dir
+    if settings is not None and (settings.data.csv_test or settings.data.csv_val):
+        return list(settings.data.csv_test or settings.data.csv_val), settings.paths.data_dir
+    return None
+
+
+def _folder(options: argparse.Namespace, settings: Settings | None, model: Any) -> Path:
+    from panovlm.config.schema import Paths
+
+    if options.output_dir is not None:
+        return options.output_dir
+    base = settings.paths.eval_dir if settings else Paths().eval_dir
+    return Path(base) / _prefix(settings, model)
+
+
+def _prefix(settings: Settings | None, model: Any) -> str:
+    """Return the beginning of the result files' names."""
+    if settings is not None and settings.training.prefix:
+        return settings.training.prefix
+    metadata = model.resolution.metadata
+    return (metadata.experiment_name if metadata else "") or "model"
+
+
+def _batch_size(options: argparse.Namespace, settings: Settings | None) -> int:
+    if options.batch_size is not None:
+        return options.batch_size
+    return settings.training.eval_batch_size if settings else 8
+
+
+def _print_scores(scores: Scores) -> None:
+    """Print every score with what it rests on."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(
+        f"{scores.scored} of {scores.total} samples scored, {scores.failed} failed, "
+        f"{scores.empty} empty answers",
+        highlight=False,
+    )
+    for name, measurement in scores.metrics.items():
+        console.print(f"  {name:<10} {measurement.text}", highlight=False)
+    for group, labels in scores.groups.items():
+        for label, measurement in labels.items():
+            console.print(f"  accuracy where {group} is {label}: {measurement.text}", highlight=False)

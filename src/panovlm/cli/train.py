@@ -1,0 +1,143 @@
+"""``panovlm train``: train the stages of an experiment."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from panovlm.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        default=os.environ.get("PANOVLM_CONFIG", "config.yaml"),
+        help="experiment file (default: $PANOVLM_CONFIG, else config.yaml)",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="settings laid over the file, such as models.resampler_config.hidden_dim=48",
+    )
+    parser.add_argument(
+        "--stage", help="stages to run, by name or number from 1, with commas; default all"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an interrupted run where it stopped"
+    )
+    parser.add_argument(
+        "--dry-run",
+        "--preview",
+        action="store_true",
+        help="build without weights; print parameters, tokens and memory",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, or plan."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    from panovlm.config.load import load_settings
+
+    console = Console()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
+    settings = load_settings(options.config, options.overrides)
+    names = chosen_stages(options.stage, settings.training.stages)
+    if options.dry_run:
+        _print_plan(settings, console)
+        return 0
+    from panovlm.training.run import train
+
+    _quiet()
+    folder = train(
+        settings,
+        config_file=Path(options.config),
+        config_text=effective_config(Path(options.config), options.overrides),
+        stages=names,
+        resume=options.resume,
+        console=console,
+    )
+    console.print(f"evaluate with: panovlm eval --checkpoint-dir {folder}", highlight=False)
+    return 0
+
+
+def chosen_stages(text: str | None, stages: Sequence[str]) -> tuple[str, ...]:
+    """Read ``--stage``: names, older names, or numbers from 1, with commas.
+
+    Raises:
+        ConfigError: there is no such stage.
+    """
+    from panovlm.config.schema import STAGE_ALIASES
+
+    if text is None or text == "all":
+        return tuple(stages)
+    chosen: list[str] = []
+    for word in (part.strip() for part in text.split(",")):
+        if word.isdecimal() and 1 <= int(word) <= len(stages):
+            chosen.append(stages[int(word) - 1])
+            continue
+        name = STAGE_ALIASES.get(word, word)
+        if name not in stages:
+            raise ConfigError(
+                f"--stage {word}: the experiment has {', '.join(stages)} (or numbers 1 to "
+                f"{len(stages)})."
+            )
+        chosen.append(name)
+    return tuple(sorted(set(chosen), key=list(stages).index))
+
+
+def effective_config(path: Path, overrides: Sequence[str]) -> bytes | None:
+    """Return what the run folder's ``config.yaml`` must say when it is not the file itself."""
+    if not overrides:
+        return None
+    import yaml
+
+    from panovlm.config.load import apply_overrides, load_mapping
+
+    mapping = apply_overrides(load_mapping(path)[0], overrides)
+    head = f"# {path.name} with {' '.join(overrides)}\n"
+    return (head + yaml.safe_dump(mapping, sort_keys=False)).encode()
+
+
+def _print_plan(settings: object, console: object) -> None:
+    """Print what training would be."""
+    from typing import cast
+
+    from rich.console import Console
+
+    from panovlm.config.schema import Settings
+    from panovlm.training.dry_run import plan
+    from panovlm.training.freeze import table
+
+    out = cast(Console, console)
+    found = plan(cast(Settings, settings))
+    for stage in found.stages:
+        out.print(table(stage.components, f"stage {stage.name}"))
+        out.print(
+            f"  weights, gradients and optimizer in float32: {stage.memory / 1e9:.2f} GB "
+            "(activations come on top)\n",
+            highlight=False,
+        )
+    before, after = found.tokens_per_view
+    out.print(
+        f"{found.views} views per panorama, {before} tokens each from the tower, {after} after the "
+        f"resampler; the language model reads {found.vision_tokens} vision tokens per panorama",
+        highlight=False,
+    )
+
+
+def _quiet() -> None:
+    """Keep Lightning's advice about hardware and loaders off the screen."""
+    import warnings
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")

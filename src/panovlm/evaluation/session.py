@@ -1,0 +1,173 @@
+"""One evaluation from a checkpoint to its result files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from panovlm.checkpoint.describe import rows as config_rows
+from panovlm.checkpoint.metadata import library_versions
+from panovlm.config.load import load_mapping
+from panovlm.config.legacy import translate
+from panovlm.config.schema import Generation
+from panovlm.data.samples import read_tables
+from panovlm.errors import DataError
+from panovlm.evaluation.answers import Answer
+from panovlm.evaluation.ledger import Ledger, digest, digest_of_questions
+from panovlm.evaluation.metrics import Scores, score_answers
+from panovlm.evaluation.outputs import OutputPaths, output_paths, write_metrics, write_predictions
+from panovlm.evaluation.report import ConfigField, ReportData, gallery, write_report
+from panovlm.evaluation.run import evaluate, questions_of
+from panovlm.models.model import PanoramaVLM
+from panovlm.panorama.pipeline import ViewPipeline
+
+SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found and where it was written."""
+
+    answers: list[Answer]
+    scores: Scores
+    paths: OutputPaths
+
+
+def default_tables(model: PanoramaVLM) -> tuple[list[str], str]:
+    """Return the test tables that a checkpoint's run names, and the base of their image paths.
+
+    The metadata of the checkpoint is asked first, then the run's ``config.yaml``.
+
+    Raises:
+        DataError: neither names one.
+    """
+    resolution = model.resolution
+    assert resolution is not None
+    if resolution.metadata is not None:
+        data: Mapping[str, Any] = resolution.metadata.training.data
+        base = str(data.get("data_dir", ""))
+    elif resolution.location.config is not None:
+        mapping = translate(load_mapping(resolution.location.config)[0]).mapping
+        data = mapping.get("data") or {}
+        base = str((mapping.get("paths") or {}).get("data_dir") or "")
+    else:
+        data, base = {}, ""
+    for key in ("csv_test", "csv_val"):
+        named = data.get(key)
+        if named:
+            return [named] if isinstance(named, str) else list(named), base
+    raise DataError(
+        f"nothing says what {resolution.path} shall be evaluated on; name a table with --csv-input."
+    )
+
+
+def run_evaluation(
+    model: PanoramaVLM,
+    *,
+    tables: Sequence[str],
+    data_dir: str,
+    generation: Generation,
+    folder: Path,
+    prefix: str,
+    batch_size: int = 8,
+    max_samples: int | None = None,
+    fresh: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Ask a loaded model every question of some tables, score the answers, write the results.
+
+    Answers are written as they come; an evaluation that was interrupted goes on where it stopped.
+
+    Args:
+        model: loaded by ``from_checkpoint``.
+        tables: CSV tables of questions.
+        data_dir: base of relative image paths; empty: the table's folder.
+        generation: how answers are generated.
+        folder: where results go.
+        prefix: beginning of their names.
+        batch_size: questions per batch.
+        max_samples: ask only the first so many.
+        fresh: throw away answers of an interrupted evaluation.
+        progress: show a bar.
+
+    Raises:
+        DataError: a table cannot be read, or an unfinished evaluation belongs to another model.
+    """
+    resolution = model.resolution
+    assert resolution is not None
+    samples = read_tables(tables, data_dir=data_dir, check_images=False)[:max_samples]
+    questions = questions_of(samples)
+    identity = {
+        "checkpoint": _file_identity(resolution.path),
+        "recipe": digest(model.config.typed_recipe().model_dump(mode="json")),
+        "rows": digest_of_questions(questions),
+        "generation": digest(generation.model_dump(mode="json")),
+    }
+    started = datetime.now()
+    unfinished = folder / f".{prefix}_unfinished.jsonl"
+    pipeline = ViewPipeline(model.recipe.image_processing)
+    with Ledger(unfinished, identity, fresh=fresh) as ledger:
+        answers = evaluate(
+            model,
+            questions,
+            pipeline,
+            model.chat(),
+            generation,
+            batch_size=batch_size,
+            ledger=ledger,
+            progress=progress,
+        )
+    scores = score_answers(answers)
+    paths = output_paths(folder, prefix, started)
+    write_predictions(paths.predictions, answers)
+    write_metrics(paths.metrics, scores.as_json(), answers)
+    about = {
+        "checkpoint": str(resolution.path),
+        "tables": ", ".join(str(table) for table in tables),
+        "device": str(model.device),
+        "duration": f"{(datetime.now() - started).total_seconds():.0f} s",
+    }
+    write_report(paths.report, _report(model, answers, scores, prefix, about))
+    unfinished.unlink()
+    return Evaluation(answers, scores, paths)
+
+
+def _report(
+    model: PanoramaVLM,
+    answers: Sequence[Answer],
+    scores: Scores,
+    title: str,
+    about: Mapping[str, str],
+) -> ReportData:
+    """Put together what the HTML report shows."""
+    resolution = model.resolution
+    assert resolution is not None
+    return ReportData(
+        title=title,
+        created=datetime.now(),
+        scores=scores,
+        failures=[answer.reason for answer in answers if answer.reason is not None],
+        scenes=gallery(answers, model.recipe.image_processing),
+        about=about,
+        config=[
+            ConfigField(row.field, _short(row.value), row.source, row.assumed)
+            for row in config_rows(resolution)
+        ],
+        versions=library_versions(),
+    )
+
+
+def _file_identity(path: Path) -> str:
+    """Identify a checkpoint file without reading all of it: size, time and first megabyte."""
+    stat = path.stat()
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+    return digest([stat.st_size, stat.st_mtime_ns, head.hex()])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
