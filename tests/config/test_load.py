@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panovlm.config.load import apply_overrides, load_mapping, load_settings
@@ -79,29 +79,29 @@ def refusal(path: Path, *overrides: str) -> list[str]:
 
 
 def test_a_file_becomes_settings(today: Path, caplog: pytest.LogCaptureFixture) -> None:
-    settings = load_settings(today)
-    assert settings.models.resampler_config == BiMambaSettings(depth=2, d_state=16)
-    assert settings.models.latent_dimension == 48
-    assert settings.training.stage_configs["vision"].lr == 5e-4
+    loaded = load_settings(today)
+    assert loaded.models.resampler_config == BiMambaSettings(depth=2, d_state=16)
+    assert loaded.models.latent_dimension == 48
+    assert loaded.training.stage_configs["vision"].lr == 5e-4
     assert not caplog.records
 
 
 def test_an_original_file_becomes_settings(original: Path) -> None:
-    settings = load_settings(original)
-    assert settings.models.vision_name == "google/siglip-base-patch16-224"
-    assert settings.models.language_model_name == "Qwen/Qwen3-0.6B"
-    assert settings.models.resampler_type == "bimamba"
-    assert settings.models.resampler_config == BiMambaSettings(hidden_dim=512)
-    assert settings.image_processing.image_size == (256, 256)
-    assert settings.training.stages == ("vision", "finetune")
-    vision, finetune = (settings.training.stage_configs[name] for name in ("vision", "finetune"))
+    loaded = load_settings(original)
+    assert loaded.models.vision_name == "google/siglip-base-patch16-224"
+    assert loaded.models.language_model_name == "Qwen/Qwen3-0.6B"
+    assert loaded.models.resampler_type == "bimamba"
+    assert loaded.models.resampler_config == BiMambaSettings(hidden_dim=512)
+    assert loaded.image_processing.image_size == (256, 256)
+    assert loaded.training.stages == ("vision", "finetune")
+    vision, finetune = (loaded.training.stage_configs[name] for name in ("vision", "finetune"))
     assert vision.lr == 5e-4
     assert vision.trainable is not None
     assert vision.trainable.vision_blocks == 2
     assert vision.trainable.vicreg_projector
     assert finetune.lora is not None
     assert (finetune.lora.use_lora, finetune.lora.rank, finetune.lora.alpha) == (True, 8, 16)
-    assert not settings.lora.use_lora
+    assert not loaded.lora.use_lora
 
 
 def test_what_is_left_out_is_logged(original: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -139,6 +139,7 @@ def test_errors_name_file_line_and_the_key_as_it_was_written(original: Path) -> 
         (["models.resampler_config.d_state=8"], "models.resampler_config.d_state", 8),
         (["models.resampler_config.d_state=8"], "models.resampler_config.depth", 2),
         (["models.resampler_depth=5"], "models.resampler_config.depth", 5),
+        (["models.resampler_dropout=0.2"], "models.resampler_config.dropout", 0.2),
         (["models.resampler_config={depth: 7}"], "models.resampler_config.d_state", 16),
         (["lora.alpha=1e1"], "lora.alpha", 10.0),
         (["lora={rank: 2}"], "lora.use_lora", True),
@@ -227,6 +228,7 @@ def test_apply_overrides_changes_a_copy_and_validates_nothing() -> None:
     assert apply_overrides(mapping, []) == mapping
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,4}(\.[a-z]{1,4})?", fullmatch=True), st.integers()))
 def test_overrides_of_an_empty_mapping_are_the_mapping(values: dict[str, int]) -> None:
     flat = {k: v for k, v in values.items() if not any(o.startswith(k + ".") for o in values)}
@@ -286,8 +288,8 @@ def test_loading_imports_no_heavy_library(today: Path) -> None:
 
 def test_settings_written_as_yaml_are_read_back(today: Path, tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml")
-    settings = load_settings(today)
+    loaded = load_settings(today)
     path = tmp_path / "again.yaml"
-    path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-    assert load_settings(path) == settings
-    assert isinstance(settings, Settings)
+    path.write_text(yaml.safe_dump(loaded.model_dump(mode="json")))
+    assert load_settings(path) == loaded
+    assert isinstance(loaded, Settings)

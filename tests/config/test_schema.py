@@ -54,6 +54,11 @@ def test_a_bimamba_cannot_be_built_from_other_settings(given: object) -> None:
     assert refused.value.errors()[0]["loc"][0] == "resampler_config"
 
 
+def test_settings_of_another_architecture_are_named() -> None:
+    with pytest.raises(ValidationError, match=r"holds MLPSettings, .* needs BiMambaSettings"):
+        ModelSettings(resampler_type="bimamba", resampler_config=MLPSettings())
+
+
 @pytest.mark.parametrize("old", ["mlp", "bimamba", "qformer"])
 @pytest.mark.parametrize("new", ["mlp", "bimamba", "qformer"])
 def test_switching_the_type_in_a_copy_never_keeps_the_other_sizes(old: str, new: str) -> None:

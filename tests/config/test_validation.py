@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panovlm.config.fields import paths_of
@@ -216,6 +216,7 @@ junk = st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.boolea
 values = junk | st.lists(junk, max_size=3) | st.dictionaries(st.text(max_size=5), junk, max_size=2)
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), values, max_size=4))
 def test_whatever_is_wrong_the_message_is_ours(given_values: dict[tuple[str, ...], Any]) -> None:
     mapping: dict[str, Any] = {"training": TRAINING}

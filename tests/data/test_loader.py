@@ -132,6 +132,16 @@ class TestResume:
         next(iter(batches))
         assert len(list(batches)) == len(batches)
 
+    def test_only_the_first_pass_after_loading_starts_in_the_middle(self) -> None:
+        state = {**loader().state_dict(), "epoch": 1, "done": 3}
+        resumed = loader()
+        resumed.load_state_dict(state)
+        assert len(list(resumed)) == len(resumed) - 3
+        assert len(list(resumed)) == len(resumed)
+        resumed.load_state_dict(state)
+        resumed.sampler.set_epoch(2)
+        assert len(list(resumed)) == len(resumed)
+
     def test_the_global_random_state_stays(self) -> None:
         before = torch.random.get_rng_state()
         run(loader(num_workers=0))

@@ -62,6 +62,7 @@ def test_a_cut_anywhere_loses_at_most_the_cut_line(tmp_path: Path) -> None:
         whole = content[:cut].count(b"\n") - 1
         with Ledger(path, _IDENTITY) as ledger:
             assert ledger.answers() == _ANSWERS[:whole]
+            assert path.read_bytes() == content[: content[:cut].rindex(b"\n") + 1]
             ledger.append(_ANSWERS[whole:])
         assert path.read_bytes() == content
 

@@ -21,6 +21,8 @@ from typing import Any, BinaryIO, cast
 from panovlm.errors import CheckpointError
 
 _MAX_DEPTH = 100
+# torch.save answers a full disk by a RuntimeError about positions, raised while it handles these.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @contextmanager
@@ -56,6 +58,11 @@ def atomic_write(path: str | Path) -> Generator[BinaryIO]:
         _sync_folder(path.parent)
     except OSError as error:
         raise CheckpointError(_cannot("write", path, error)) from error
+    except RuntimeError as error:
+        disk = error.__context__
+        if isinstance(disk, OSError) and disk.errno in _DISK:
+            raise CheckpointError(_cannot("write", path, disk)) from error
+        raise
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -100,7 +100,10 @@ def _lines(resolution: Resolution) -> Iterator[str]:
             f"step {record.global_step}, validation loss {loss}"
         )
     yield ""
-    table = [(r.field, _short(r.value), ("ASSUMED " if r.assumed else "") + r.source) for r in rows(resolution)]
+    table = [
+        (r.field, _short(r.value), ("ASSUMED " if r.assumed else "") + r.source)
+        for r in rows(resolution)
+    ]
     table.insert(0, ("field", "value", "source"))
     widths = [max(len(row[i]) for row in table) for i in range(2)]
     for name, value, source in table:

@@ -171,4 +171,3 @@ def _salvage(text: str) -> dict[str, Any] | None:
             continue
         return document if isinstance(document, dict) else None
     return None
-

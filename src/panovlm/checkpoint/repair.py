@@ -99,4 +99,3 @@ def _document(resolution: Resolution) -> CheckpointMetadata:
 def _same(resolution: Resolution, document: CheckpointMetadata) -> bool:
     """Tell whether the checkpoint already has exactly this document."""
     return resolution.metadata is not None and resolution.metadata == document
-

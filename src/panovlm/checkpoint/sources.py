@@ -122,7 +122,13 @@ def _original_metadata(raw: Mapping[str, Any]) -> dict[str, Any]:
     models["resampler_config"] = dict(resampler) if isinstance(resampler, Mapping) else None
     image = {
         key: training.get(key)
-        for key in ("crop_strategy", "fov_deg", "overlap_ratio", "use_vision_processor", "normalize")
+        for key in (
+            "crop_strategy",
+            "fov_deg",
+            "overlap_ratio",
+            "use_vision_processor",
+            "normalize",
+        )
     }
     image["image_size"] = model.get("image_size")
     lora = {"rank": training.get("lora_rank"), "alpha": training.get("lora_alpha")}

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from panovlm.training.run import train
 
-    _quiet()
+    quiet()
     folder = train(
         settings,
         config_file=Path(options.config),
@@ -134,7 +134,7 @@ def _print_plan(settings: object, console: object) -> None:
     )
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep Lightning's advice about hardware and loaders off the screen."""
     import warnings
 

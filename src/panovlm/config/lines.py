@@ -20,8 +20,13 @@ COMMAND_LINE = "command line"
 
 def dotted(path: Path) -> str:
     """Return ``("data", "csv_train", 0)`` as ``data.csv_train[0]``."""
-    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{_shown(step)}" for step in path)
     return text.removeprefix(".")
+
+
+def _shown(key: str) -> str:
+    """Return a key as one printable word; only a strange one needs quotes."""
+    return key if key and key.isprintable() else repr(key)
 
 
 @dataclass(frozen=True)

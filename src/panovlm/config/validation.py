@@ -108,8 +108,6 @@ def _written_path(
     pydantic appends the member of a union that it tried (``max_text_length.int``), and reports a
     value again wherever it was filled in.
     """
-    if detail["type"] == "default_factory_not_called":
-        return None
     if detail["type"] == "missing":
         return detail["loc"]
     here: object = mapping

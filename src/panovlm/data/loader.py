@@ -151,8 +151,6 @@ class ResumableLoader(DataLoader[Any]):
         """Return the position: the epoch, the batches done in it, and what gives them meaning."""
         epoch = self._order.epoch
         done = self._done.batches if self._done.epoch == epoch else 0
-        if done == len(self):
-            epoch, done = epoch + 1, 0
         return {"epoch": epoch, "done": done, **self._identity()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

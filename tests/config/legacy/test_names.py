@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panovlm.config.fields import paths_of
@@ -79,6 +79,7 @@ def todays_mappings(draw: st.DrawFn) -> dict[str, Any]:
     return part(full, 0)
 
 
+@settings(max_examples=60, deadline=None)
 @given(todays_mappings())
 def test_todays_names_stay_as_they_are(mapping: dict[str, Any]) -> None:
     before = copy.deepcopy(mapping)
@@ -306,6 +307,7 @@ places = st.sampled_from(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(places, junk), max_size=3))
 def test_blocks_of_the_wrong_kind_are_left_for_the_schema_to_refuse(
     given_values: list[tuple[str, Any]],

@@ -106,6 +106,20 @@ def is_inside(points: np.ndarray, shape: Shape, radius: float, spin: float) -> n
     return np.maximum(np.maximum(abs(along), abs(across)), abs(y)) < 0.72 * radius
 
 
+GREY = (0.5, 0.5, 0.5)
+GREY_ROOM = Room(0.0, (4.0, 4.0), (0.0, 0.0), 1.2, 3.6, (GREY, GREY, GREY, GREY), GREY, (1.0,))
+
+
+@pytest.mark.parametrize("yaw", [0.0, 180.0, 45.0, -90.0])
+def test_places_are_exact_to_a_fraction_of_a_pixel(yaw: float) -> None:
+    """A sphere at pitch 0 is symmetric about its centre; half a pixel off is seen."""
+    picture = render(Scene(GREY_ROOM, (Solid("red", "sphere", yaw, 0.0, 2.4, 0.6, 0.0),)), 256)
+    rows, columns = np.nonzero(saturation(picture) > 0.4)
+    offset = ((columns + 0.5) / 256 * 360 - 180 - yaw + 180) % 360 - 180
+    assert abs(np.mean(offset)) < 0.1
+    assert abs(np.mean(90 - (rows + 0.5) / 128 * 180)) < 0.1
+
+
 def test_a_solid_on_the_seam_is_seen_on_both_edges() -> None:
     crossing = [
         s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,23 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="disk full"):
         write_scenes(settings(root, seed=3))
     assert content(root) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+
+
+def test_the_faster_of_two_processes_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "scenes"
+    own = write_module.render
+
+    def render_while_another_process_finishes(*args: Any) -> np.ndarray:
+        monkeypatch.setattr(write_module, "render", own)
+        write_scenes(settings(root))
+        inodes.append(root.stat().st_ino)
+        return own(*args)
+
+    inodes: list[int] = []
+    monkeypatch.setattr(write_module, "render", render_while_another_process_finishes)
+    write_scenes(settings(root))
+    assert inodes == [root.stat().st_ino]
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
 
 

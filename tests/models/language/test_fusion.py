@@ -62,7 +62,8 @@ def batches(draw):
         row = torch.tensor(draw(st.lists(st.integers(1, P), min_size=n, max_size=n)), dtype=int)
         at = slice(L - n, L) if draw(st.booleans()) else slice(0, n)
         ids[b, at], mask[b, at], labels[b, at] = row, 1, row
-    vision = torch.randn(B, T, WIDTH, generator=torch.Generator().manual_seed(draw(st.integers(0))))
+    seed = draw(st.integers(0, 99))
+    vision = torch.randn(B, T, WIDTH, generator=torch.Generator().manual_seed(seed))
     return ids, mask, labels, vision
 
 
@@ -73,7 +74,7 @@ class TestAgainstLists:
         side=st.sampled_from(["right", "left"]),
         placeholder=st.sampled_from([P, None]),
     )
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     def test_same_as_row_by_row(self, batch, fallback, side, placeholder):
         ids, mask, labels, vision = batch
         fused = fuse_vision(

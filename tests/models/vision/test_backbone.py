@@ -352,6 +352,28 @@ def test_weights_that_do_not_fit_are_refused(kind, prefix, saved):
         load_tower(folder)
 
 
+@pytest.mark.parametrize("kind", ["siglip vision", "clip vision", "dinov2"])
+def test_folders_of_transformers_4(kind, saved):
+    """There the vision-only models had a prefix, and the attention of DINOv2 other names."""
+    folder, model = saved(kind)
+    older = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            if kind == "dinov2":
+                new = name.replace("attention.o_proj", "attention.output.dense")
+                for now, then in older.items():
+                    new = new.replace(f"attention.{now}", f"attention.{then}")
+            else:
+                new = f"vision_model.{name}"
+            tensors[new] = tensors.pop(name)
+
+    rewrite(folder, rename)
+    tower = load_tower(folder)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(tower.state_dict()[name], value, rtol=0, atol=0)
+
+
 def test_stored_position_ids_of_older_files_are_no_fault(saved):
     folder, _ = saved("clip")
     ids = {"vision_model.embeddings.position_ids": torch.arange(5)[None]}

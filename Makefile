@@ -1,0 +1,32 @@
+# Everything runs in the project's own environment, made from pinned, tested versions.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint types setup clean
+
+demo: setup
+	$(BIN)/panovlm demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyright
+
+setup: $(STAMP)
+
+# torch comes first and by its exact version, so that nothing else chooses another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,dev]"
+	$(BIN)/python -m pip check
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv demo

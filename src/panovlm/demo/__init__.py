@@ -1,0 +1,1 @@
+"""The demonstration: train, evaluate, lose the metadata, evaluate again, repair."""

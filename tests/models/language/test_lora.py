@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from panovlm.config.schema import LoRASettings
+from panovlm.errors import ConfigError
+from panovlm.models.language.backbone import build_language_model, language_config
+from panovlm.models.language.lora import attach_lora, merge_lora
+
+FAMILIES = pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+ALL = LoRASettings().target_modules
+
+
+def build(family: str, device: str = "cpu", **changes):
+    sizes = {
+        "vocab_size": 30,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+    }
+    torch.manual_seed(0)
+    with torch.device(device):
+        return build_language_model(language_config({"model_type": family, **sizes, **changes}))
+
+
+def shapes(model) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def expected_names(plain: dict[str, tuple[int, ...]], targets, rank: int):
+    """The names and shapes of an adapted model, written from those of the plain one."""
+    found = {}
+    for name, shape in plain.items():
+        module, _, leaf = name.rpartition(".")
+        wrapped = f"base_model.model.{module}"
+        if module.rsplit(".", 1)[-1] not in targets:
+            found[f"{wrapped}.{leaf}"] = shape
+            continue
+        found[f"{wrapped}.base_layer.{leaf}"] = shape
+        if leaf == "weight":
+            found[f"{wrapped}.lora_A.default.weight"] = (rank, shape[1])
+            found[f"{wrapped}.lora_B.default.weight"] = (shape[0], rank)
+    return found
+
+
+class TestNames:
+    @FAMILIES
+    @pytest.mark.parametrize("targets", [ALL, ("q_proj", "v_proj"), ("down_proj",)])
+    def test_names_and_shapes(self, family, targets):
+        model = build(family)
+        expected = expected_names(shapes(model), targets, rank=3)
+        adapted = attach_lora(model, LoRASettings(rank=3, target_modules=targets))
+        assert shapes(adapted) == expected
+        name = "base_model.model.model.layers.1.mlp.down_proj.lora_B.default.weight"
+        assert (name in expected) == ("down_proj" in targets)
+
+    @FAMILIES
+    def test_a_meta_model_gets_the_same_without_memory(self, family):
+        settings = LoRASettings(rank=3)
+        real = attach_lora(build(family), settings)
+        meta = attach_lora(build(family, "meta"), settings)
+        assert shapes(meta) == shapes(real)
+        assert all(p.is_meta for p in meta.parameters())
+        assert [p.requires_grad for p in meta.parameters()] == [
+            p.requires_grad for p in real.parameters()
+        ]
+
+    def test_weights_of_a_real_model_can_be_assigned_to_a_meta_one(self):
+        settings = LoRASettings(rank=3, dropout=0.0)
+        real, meta = (attach_lora(build("qwen2", d), settings) for d in ("cpu", "meta"))
+        meta.load_state_dict(real.state_dict(), strict=True, assign=True)
+        assert not any(p.is_meta for p in meta.parameters())
+
+
+class TestTraining:
+    @FAMILIES
+    def test_only_adapters_are_trained_and_they_learn(self, family):
+        model = build(family)
+        ids = torch.tensor([[1, 2, 3, 4]])
+        with torch.no_grad():
+            before = model(ids).logits
+        adapted = attach_lora(model, LoRASettings(rank=2, dropout=0.0))
+        with torch.no_grad():
+            assert_close(adapted(ids).logits, before)  # B starts at zero
+        trainable = {n for n, p in adapted.named_parameters() if p.requires_grad}
+        assert trainable == {n for n in shapes(adapted) if ".lora_" in n}
+        frozen = {n: p.clone() for n, p in adapted.named_parameters() if n not in trainable}
+        step = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+        losses = []
+        for _ in range(5):
+            loss = adapted(ids, labels=ids).loss
+            losses.append(loss.item())
+            step.zero_grad()
+            loss.backward()
+            step.step()
+        assert losses[-1] < losses[0]
+        after = dict(adapted.named_parameters())
+        assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())
+
+    def test_scale_is_alpha_over_rank(self):
+        model = build("qwen2")
+        weight = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+        adapted = attach_lora(
+            model, LoRASettings(rank=2, alpha=6.0, dropout=0.0, target_modules=("up_proj",))
+        )
+        layer = adapted.base_model.model.model.layers[0].mlp.up_proj
+        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        torch.nn.init.normal_(B)
+        x = torch.randn(5, 16)
+        expected = x @ (weight + 6.0 / 2 * B @ A).T
+        assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+
+
+class TestMerge:
+    @FAMILIES
+    def test_a_merged_model_is_plain_and_computes_the_same(self, family):
+        plain = shapes(build(family))
+        adapted = attach_lora(build(family), LoRASettings(rank=2, alpha=7.0, dropout=0.0))
+        for name, tensor in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(tensor)
+        ids = torch.tensor([[1, 2, 3]])
+        with torch.no_grad():
+            before = adapted.eval()(ids).logits
+            merged = merge_lora(adapted)
+            assert_close(merged(ids).logits, before, atol=1e-4, rtol=1e-4)
+            assert not torch.allclose(build(family)(ids).logits, before, atol=1e-2)
+        assert shapes(merged) == plain
+
+    def test_a_plain_model_cannot_be_merged(self):
+        with pytest.raises(ConfigError, match="no adapters"):
+            merge_lora(build("qwen2"))
+
+
+class TestRefusals:
+    def test_targets_without_linear_are_named_with_those_that_exist(self):
+        settings = LoRASettings(target_modules=("q_proj", "query", "norm"))
+        with pytest.raises(ConfigError) as error:
+            attach_lora(build("qwen2"), settings)
+        assert "['query', 'norm']" in str(error.value)
+        assert "Qwen2ForCausalLM" in str(error.value)
+        assert "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj" in str(error.value)
+
+    def test_part_of_a_name_is_no_match(self):
+        with pytest.raises(ConfigError, match="'proj'"):
+            attach_lora(build("llama"), LoRASettings(target_modules=("proj",)))
+
+    def test_an_empty_list_is_refused(self):
+        with pytest.raises(ConfigError, match="empty"):
+            attach_lora(build("llama"), LoRASettings(target_modules=()))
+
+    def test_adapters_are_not_stacked(self):
+        adapted = attach_lora(build("llama"), LoRASettings())
+        with pytest.raises(ConfigError, match="already"):
+            attach_lora(adapted, LoRASettings())
