@@ -61,9 +61,9 @@ def test_an_error_in_the_block_passes_and_leaves_the_old_file(tmp_path, error):
 
 
 def test_other_runtime_errors_pass(tmp_path):
-    with pytest.raises(RuntimeError, match="^mine$"), atomic_write(tmp_path / "a"):
+    with pytest.raises(RuntimeError, match=r"^mine$"), atomic_write(tmp_path / "a"):
         raise RuntimeError("mine")
-    with pytest.raises(RuntimeError, match="^mine$"), atomic_write(tmp_path / "a"):
+    with pytest.raises(RuntimeError, match=r"^mine$"), atomic_write(tmp_path / "a"):
         try:
             (tmp_path / "absent").read_bytes()
         except OSError as error:
@@ -152,7 +152,7 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("what", ["bytes", "30_000", "1_000_000"])
+@pytest.mark.parametrize("what", ["bytes", "1_000_000"])
 def test_full_disk(tmp_path, what):
     """torch.save reports a full disk as a RuntimeError about positions in the archive."""
     path = tmp_path / "a"

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
+from panovlm.config.base import StrictModel
 from panovlm.config.fields import paths_of
 from panovlm.config.lines import Lines
 from panovlm.config.schema import ModelSettings, Settings
@@ -202,6 +204,18 @@ def test_a_shared_value_is_reported_where_it_was_written_only() -> None:
 def test_a_root_that_is_no_mapping() -> None:
     with pytest.raises(ConfigError, match=r"^expected a block of keys, got \[\]\.$"):
         validate(Settings, [])  # pyright: ignore[reportArgumentType]
+
+
+def test_a_default_that_is_refused_is_told_too() -> None:
+    class Odd(StrictModel):
+        width: int = Field(default=0, ge=1)
+
+    with pytest.raises(ConfigError, match=r"^width: Input should be greater than or equal to 1\.$"):
+        validate(Odd, {})
+
+
+def test_a_strange_key_stays_one_line() -> None:
+    assert problems({"models": {"a\nb": 1}}) == ["models.'a\\nb': unknown key."]
 
 
 def test_blocks_can_be_validated_alone() -> None:

@@ -1,1 +1,1 @@
-"""."""
+"""Opening, resolving, proving, loading, writing and repairing checkpoints."""

@@ -1,1 +1,1 @@
-"""."""
+"""Settings: the schema, and reading them from files."""

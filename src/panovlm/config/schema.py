@@ -442,7 +442,7 @@ class Settings(Recipe):
                 return data
 
     def recipe(self) -> Recipe:
-        """Return the part that travels in a checkpoint; ``training.system_msg`` is settled in it."""
+        """Return the part that travels in a checkpoint, with ``training.system_msg`` settled."""
         parts = {name: getattr(self, name) for name in Recipe.model_fields}
         if self.training.system_msg is not None:
             parts["system_messages"] = SystemMessages(default=self.training.system_msg)

@@ -1,1 +1,1 @@
-"""."""
+"""Tables, synthetic scenes, datasets and loaders."""

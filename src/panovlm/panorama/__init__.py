@@ -1,1 +1,1 @@
-"""."""
+"""Panoramas: spherical geometry, projection, views."""

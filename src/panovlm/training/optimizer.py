@@ -16,11 +16,19 @@ EPS = 1e-8
 
 
 def build_optimizer(model: nn.Module, settings: StageConfig) -> AdamW:
-    """Return AdamW over the trainable parameters; vectors (biases, norms) are not decayed."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    """Return AdamW over the trainable parameters.
+
+    Vectors (biases, norms) are not decayed, nor is a Mamba mixer's ``A_log``, as in mamba-ssm.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim > 1 and not name.endswith(".A_log")
+            (decayed if matrix else free).append(parameter)
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": free, "weight_decay": 0.0},
     ]
     return AdamW(
         [group for group in groups if group["params"]],

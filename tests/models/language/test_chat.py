@@ -183,6 +183,10 @@ class TestTrainingExample:
             expected = spans_by_offsets(tokenizer, form.training_text(turns), CHATML_TURN)
             assert form.training_example(turns, None) == expected
 
+    def test_an_unprepared_tokenizer_is_refused(self):
+        with pytest.raises(ConfigError, match="prepare_tokenizer"):
+            chat_format(word_tokenizer(CORPUS))
+
     def test_no_turn_is_an_error(self):
         with pytest.raises(DataError, match="at least one"):
             chat_format(bpe_tokenizer(CHATML_TEMPLATE)).training_example([], None)

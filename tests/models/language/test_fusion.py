@@ -168,9 +168,8 @@ def test_vision_tokens_take_the_dtype_of_the_text():
     assert fused.attention_mask.dtype == torch.bool
 
 
-@pytest.mark.parametrize("fallback", ["prefix", "suffix"])
-def test_a_row_computes_the_same_alone_and_in_a_batch(fallback):
-    """Logits of a real decoder over a row do not depend on the padding beside it."""
+@pytest.fixture(scope="module")
+def decoder():
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "qwen2",
@@ -181,25 +180,53 @@ def test_a_row_computes_the_same_alone_and_in_a_batch(fallback):
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    vision = torch.randn(2, 4, 16)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+class TestInADecoder:
+    """A row computes the same alone and padded in a batch."""
+
+    vision = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(1))
     ids = torch.tensor([[1, 2, 0, 0], [1, P, 4, 5]])
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
 
-    def logits(rows: slice, length: int) -> torch.Tensor:
-        at = ids[rows, :length]
-        fused = fuse_vision(
-            model.get_input_embeddings()(at),
-            at,
-            mask[rows, :length],
+    def fuse(self, model, rows: slice, length: int, fallback, side):
+        ids = self.ids[rows, :length]
+        return fuse_vision(
+            model.get_input_embeddings()(ids),
+            ids,
+            self.mask[rows, :length],
             None,
-            vision[rows],
+            self.vision[rows],
             placeholder_id=P,
             fallback=fallback,
+            padding_side=side,
         )
-        out = model(inputs_embeds=fused.inputs_embeds, attention_mask=fused.attention_mask)
-        return out.logits
 
-    with torch.no_grad():
-        together, alone = logits(slice(0, 2), 4), logits(slice(0, 1), 2)
-    assert_close(together[0, :6], alone[0], atol=1e-5, rtol=1e-5)
+    @pytest.mark.parametrize("fallback", ["prefix", "suffix"])
+    @torch.no_grad()
+    def test_logits(self, decoder, fallback):
+        both = self.fuse(decoder, slice(0, 2), 4, fallback, "right")
+        alone = self.fuse(decoder, slice(0, 1), 2, fallback, "right")
+        together = decoder(
+            inputs_embeds=both.inputs_embeds, attention_mask=both.attention_mask
+        ).logits
+        single = decoder(inputs_embeds=alone.inputs_embeds).logits
+        assert_close(together[0, :6], single[0], atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("fallback", ["prefix", "suffix"])
+    @torch.no_grad()
+    def test_generation(self, decoder, fallback):
+        def generate(fused):
+            return decoder.generate(
+                inputs_embeds=fused.inputs_embeds,
+                attention_mask=fused.attention_mask,
+                max_new_tokens=6,
+                do_sample=False,
+                pad_token_id=0,
+            )
+
+        both = generate(self.fuse(decoder, slice(0, 2), 4, fallback, "left"))
+        for row, length in ((0, 2), (1, 4)):
+            alone = self.fuse(decoder, slice(row, row + 1), length, fallback, "right")
+            assert both[row].tolist() == generate(alone)[0].tolist()

@@ -90,9 +90,9 @@ class TestTraining:
         trainable = {n for n, p in adapted.named_parameters() if p.requires_grad}
         assert trainable == {n for n in shapes(adapted) if ".lora_" in n}
         frozen = {n: p.clone() for n, p in adapted.named_parameters() if n not in trainable}
-        step = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+        step = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=0.05)
         losses = []
-        for _ in range(5):
+        for _ in range(10):
             loss = adapted(ids, labels=ids).loss
             losses.append(loss.item())
             step.zero_grad()
@@ -158,3 +158,10 @@ class TestRefusals:
         adapted = attach_lora(build("llama"), LoRASettings())
         with pytest.raises(ConfigError, match="already"):
             attach_lora(adapted, LoRASettings())
+
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_a_tied_output_layer_is_refused(self, device):
+        settings = LoRASettings(target_modules=("q_proj", "lm_head"))
+        with pytest.raises(ConfigError, match="lm_head shares its weight"):
+            attach_lora(build("qwen2", device, tie_word_embeddings=True), settings)
+        attach_lora(build("qwen2", device, tie_word_embeddings=False), settings)

@@ -30,12 +30,8 @@ from transformers import (
 )
 
 from panovlm.errors import CheckpointError, ConfigError
-from panovlm.models.vision.backbone import (
-    VisionBackbone,
-    load_tower,
-    tower_config,
-    tower_processor,
-)
+from panovlm.models.vision.backbone import VisionBackbone
+from panovlm.models.vision.pretrained import load_tower, tower_config, tower_processor
 
 VIT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 SIZE = {"image_size": 8, "patch_size": 4}

@@ -1,1 +1,1 @@
-"""."""
+"""Text: tokenizers, conversations, fusion with vision tokens, adapters."""

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from panovlm.errors import ConfigError, DataError
-from panovlm.models.language.tokenizer import CHATML_TEMPLATE, VISION_TOKEN
+from panovlm.models.language.tokenizer import CHATML_TEMPLATE, VISION_TOKEN, vision_token_id
 
 IGNORED = -100
 """Label of a position that does not count in the loss."""
@@ -53,6 +53,9 @@ class ChatFormat:
         system_message: text of the system turn; empty: there is none.
         training_placeholder: whether training texts hold ``<|vision|>`` where prompts have it;
             the original system trained without.
+
+    Raises:
+        ConfigError: the tokenizer was not prepared.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class ChatFormat:
         training_placeholder: bool,
     ) -> None:
         self.tokenizer = tokenizer
+        self.placeholder_id = vision_token_id(tokenizer)
         self.model_name = model_name
         self.system_message = system_message
         self.training_placeholder = training_placeholder

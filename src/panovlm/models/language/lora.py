@@ -26,11 +26,13 @@ def attach_lora(language_model: PreTrainedModel, settings: LoRASettings) -> Peft
             ``use_lora`` is set is not looked at.
 
     Raises:
-        ConfigError: a target names no Linear layer, or the model has adapters already.
+        ConfigError: a target names no Linear layer, or one tied to the token embeddings; or the
+            model has adapters already.
     """
     if isinstance(language_model, PeftModel):
         raise ConfigError("the language model has adapters already; merge them first.")
-    linears = {n for n, m in language_model.named_modules() if isinstance(m, nn.Linear)}
+    table = language_model.get_input_embeddings().weight
+    linears = {n: m for n, m in language_model.named_modules() if isinstance(m, nn.Linear)}
     unmatched = [t for t in settings.target_modules if not any(_matches(n, t) for n in linears)]
     if unmatched or not settings.target_modules:
         known = sorted({name.rsplit(".", 1)[-1] for name in linears})
@@ -38,6 +40,12 @@ def attach_lora(language_model: PreTrainedModel, settings: LoRASettings) -> Peft
             f"lora.target_modules: {unmatched or 'the empty list'} names no Linear layer of "
             f"{type(language_model).__name__}; it has {', '.join(known)}."
         )
+    for name, linear in linears.items():
+        if linear.weight is table and any(_matches(name, t) for t in settings.target_modules):
+            raise ConfigError(
+                f"lora.target_modules: {name} shares its weight with the token embeddings, so "
+                "merging its adapter would change those; leave it out."
+            )
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast("int", settings.alpha),  # PEFT only divides it by the rank

@@ -1,1 +1,1 @@
-"""."""
+"""From pixels to vision tokens."""

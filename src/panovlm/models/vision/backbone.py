@@ -15,16 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from panovlm.errors import ConfigError
-from panovlm.models.vision.pretrained import (
-    load_tower,
-    no_model,
-    tower_config,
-    tower_processor,
-    vision_config,
-    vision_part,
-)
-
-__all__ = ["VisionBackbone", "load_tower", "tower_config", "tower_processor", "vision_config"]
+from panovlm.models.vision.pretrained import no_model, vision_config, vision_part
 
 WIDTH_FIELDS = ("hidden_size", "vision_hidden_size", "hidden_dim", "embed_dim", "projection_dim")
 """Fields of a tower's configuration that may give its width; the first present one counts."""
