@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panovlm.config.load import apply_overrides, load_mapping, load_settings
+from panovlm.config.load import apply_overrides, dump_yaml, load_mapping, load_settings
 from panovlm.config.schema import ModelSettings, Settings
 from panovlm.config.validation import validate
 from panovlm.errors import ConfigError
@@ -286,10 +286,27 @@ def test_loading_imports_no_heavy_library(today: Path) -> None:
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["models.resampler_type=mlp"],
+        ["models.resampler_type=bimamba", "experiment.name='1e-3'"],
+        ["models.resampler_type=qformer", "models.resampler_num_query_tokens=3"],
+        ["models.resampler_depth=3", "training.stage_configs.instruction_tuning.lr=1e-3"],
+    ],
+)
+def test_the_merged_file_gives_the_same_settings(
+    original: Path, tmp_path: Path, overrides: list[str]
+) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(dump_yaml(apply_overrides(load_mapping(original)[0], overrides)))
+    assert load_settings(path) == load_settings(original, overrides)
+
+
 def test_settings_written_as_yaml_are_read_back(today: Path, tmp_path: Path) -> None:
-    yaml = pytest.importorskip("yaml")
     loaded = load_settings(today)
     path = tmp_path / "again.yaml"
-    path.write_text(yaml.safe_dump(loaded.model_dump(mode="json")))
+    path.write_text(dump_yaml(loaded.model_dump(mode="json")))
     assert load_settings(path) == loaded
     assert isinstance(loaded, Settings)

@@ -14,7 +14,7 @@ from panovlm.config.fields import paths_of
 from panovlm.config.lines import Lines
 from panovlm.config.schema import ModelSettings, Settings
 from panovlm.config.validation import validate
-from panovlm.config.yaml_reader import parse_yaml
+from panovlm.config.yaml_text import parse_yaml
 from panovlm.errors import ConfigError
 
 TRAINING = {"stages": ["vision"], "stage_configs": {"vision": {}}}

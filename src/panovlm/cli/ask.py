@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from panovlm.cli.options import add_device_options, add_loading_options, device, dtype, overrides
+from panovlm.cli.quiet import quiet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the answer."""
+    quiet()
     from panovlm.evaluation.run import generation_arguments
     from panovlm.models.model import PanoramaVLM
     from panovlm.panorama.image import read_panorama
@@ -32,6 +34,8 @@ def run(options: argparse.Namespace) -> int:
         strict=options.strict,
         overrides=overrides(options.set),
     )
-    answer = model.answer(panorama, options.question, **generation_arguments(model.recipe.generation))
+    answer = model.answer(
+        panorama, options.question, **generation_arguments(model.recipe.generation)
+    )
     print(answer)  # noqa: T201
     return 0

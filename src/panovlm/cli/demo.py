@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, evaluate, lose the metadata, evaluate, fail on purpose, repair, evaluate."""
-    from panovlm.cli.train import quiet
-    from panovlm.demo.story import tell
+    from panovlm.cli.quiet import quiet
 
     quiet()
+    from panovlm.demo.story import tell
+
     return tell(options.output, options.overrides)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from panovlm.cli.options import add_device_options, add_loading_options, device, dtype, overrides
+from panovlm.cli.quiet import quiet
 from panovlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
     from panovlm.evaluation.outputs import has_predictions
 
     tables = [Path(table) for table in options.csv_input]
-    if options.metrics_only or (len(tables) == 1 and tables[0].is_file() and has_predictions(tables[0])):
+    if options.metrics_only or (
+        len(tables) == 1 and tables[0].is_file() and has_predictions(tables[0])
+    ):
         return _score_only(options, tables)
     path = options.checkpoint or options.checkpoint_dir
     if path is None:
@@ -57,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace, path: Path) -> int:
     """Load the model, ask, score."""
+    quiet()
     from panovlm.evaluation.session import default_tables, run_evaluation
     from panovlm.models.model import PanoramaVLM
 
@@ -124,9 +128,7 @@ def _settings(options: argparse.Namespace) -> Settings | None:
     return load_settings(options.config) if options.config is not None else None
 
 
-def _tables(
-    options: argparse.Namespace, settings: Settings | None
-) -> tuple[list[str], str] | None:
+def _tables(options: argparse.Namespace, settings: Settings | None) -> tuple[list[str], str] | None:
     """Return the tables that the command line or the experiment file names."""
     if options.csv_input:
         return options.csv_input, options.data_dir
@@ -172,4 +174,6 @@ def _print_scores(scores: Scores) -> None:
         console.print(f"  {name:<10} {measurement.text}", highlight=False)
     for group, labels in scores.groups.items():
         for label, measurement in labels.items():
-            console.print(f"  accuracy where {group} is {label}: {measurement.text}", highlight=False)
+            console.print(
+                f"  accuracy where {group} is {label}: {measurement.text}", highlight=False
+            )

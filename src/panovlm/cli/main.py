@@ -65,7 +65,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _module(command: str):  # noqa: ANN202
+def _module(command: str):
     return importlib.import_module(f"panovlm.cli.{command.replace('-', '_')}")
 
 

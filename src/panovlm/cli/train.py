@@ -45,8 +45,10 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.logging import RichHandler
 
+    from panovlm.cli.quiet import quiet
     from panovlm.config.load import load_settings
 
+    quiet()
     console = Console()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
     settings = load_settings(options.config, options.overrides)
@@ -56,7 +58,6 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from panovlm.training.run import train
 
-    quiet()
     folder = train(
         settings,
         config_file=Path(options.config),
@@ -132,12 +133,3 @@ def _print_plan(settings: object, console: object) -> None:
         f"resampler; the language model reads {found.vision_tokens} vision tokens per panorama",
         highlight=False,
     )
-
-
-def quiet() -> None:
-    """Keep Lightning's advice about hardware and loaders off the screen."""
-    import warnings
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")

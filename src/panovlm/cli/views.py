@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(options: argparse.Namespace):  # noqa: ANN202
+def _settings(options: argparse.Namespace):
     """Return the image processing of the checkpoint, or today's defaults, with overrides."""
     from panovlm.config.load import apply_recipe_overrides
     from panovlm.config.schema import ImageProcessing

@@ -12,13 +12,14 @@ from panovlm.config.lines import COMMAND_LINE, Lines, Path
 from panovlm.config.recipe_overrides import apply_recipe_overrides
 from panovlm.config.schema import Settings
 from panovlm.config.validation import validate
-from panovlm.config.yaml_reader import parse_yaml, read_yaml
+from panovlm.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from panovlm.errors import ConfigError
 
 __all__ = [
     "Lines",
     "apply_overrides",
     "apply_recipe_overrides",
+    "dump_yaml",
     "load_mapping",
     "load_settings",
 ]
@@ -69,16 +70,18 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
     dropped; only overrides of it remain, and the new architecture's preset fills the rest.
 
     Args:
-        mapping: nested mapping in today's names; never modified.
+        mapping: nested mapping in today's names or those of the original system; never modified.
         overrides: in the order given; of two for one key the later one counts.
 
     Returns:
-        The merged mapping, not yet validated.
+        The merged mapping in today's names, not yet validated. Written to a file, it gives the
+        same settings as the first file with the overrides.
 
     Raises:
         ConfigError: an override is not of the form ``key=value``, or its value is not YAML.
     """
-    return _overridden(mapping, Lines(), overrides)[0]
+    translated = translate(mapping)
+    return _overridden(translated.mapping, translated.lines, overrides)[0]
 
 
 def _overridden(

@@ -22,8 +22,8 @@ from panovlm.config.schema import RESAMPLER_CONFIGS, Settings
 from panovlm.errors import PanoVLMError
 from panovlm.evaluation.session import Evaluation, run_evaluation
 from panovlm.models.model import PanoramaVLM
-from panovlm.training.rundir import BEST
 from panovlm.training.run import train
+from panovlm.training.rundir import BEST
 
 
 @dataclass(frozen=True)
@@ -171,5 +171,3 @@ def _summary(
 
 def _heading(console: Console, number: str, text: str) -> None:
     console.rule(f"[bold]{number}. {text}", align="left")
-
-

@@ -10,8 +10,8 @@ from typing import Any
 
 from panovlm.checkpoint.describe import rows as config_rows
 from panovlm.checkpoint.metadata import library_versions
-from panovlm.config.load import load_mapping
 from panovlm.config.legacy import translate
+from panovlm.config.load import load_mapping
 from panovlm.config.schema import Generation
 from panovlm.data.samples import read_tables
 from panovlm.errors import DataError

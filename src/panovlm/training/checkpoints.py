@@ -86,9 +86,7 @@ class CheckpointWriter(lightning.Callback):
         """Write ``last.ckpt`` at the end of every epoch."""
         self._write_last(trainer)
 
-    def _write_best(
-        self, trainer: lightning.Trainer, module: StageModule, loss: float
-    ) -> None:
+    def _write_best(self, trainer: lightning.Trainer, module: StageModule, loss: float) -> None:
         """Write the new best file, point ``best.ckpt`` to it, then remove the old one."""
         name = checkpoint_name(self.stem, trainer.current_epoch, loss)
         trainer.save_checkpoint(self.folder / name, weights_only=True)
@@ -110,8 +108,6 @@ class CheckpointWriter(lightning.Callback):
 
     def _describe(self, trainer: lightning.Trainer, module: StageModule) -> None:
         """Write the document and the tokenizer beside the weights."""
-        metadata = module.describe(
-            trainer.current_epoch, trainer.global_step, module.last_val_loss
-        )
+        metadata = module.describe(trainer.current_epoch, trainer.global_step, module.last_val_loss)
         write_sidecar(self.folder, metadata)
         write_tokenizer(self.folder, module.model)

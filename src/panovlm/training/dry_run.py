@@ -63,9 +63,7 @@ def plan(settings: Settings) -> Plan:
     recipe = recipe.model_copy(update={"lora": lora.model_dump()})
     stages: list[StagePlan] = []
     with init_empty_weights(include_buffers=False):
-        model = PanoramaVLM(
-            PanoramaVLMConfig(recipe, vision_config=tower, text_config=language)
-        )
+        model = PanoramaVLM(PanoramaVLMConfig(recipe, vision_config=tower, text_config=language))
     image = recipe.image_processing
     if image.image_size is None:
         size = model.vision_backbone.image_size

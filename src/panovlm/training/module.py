@@ -63,9 +63,7 @@ class StageModule(lightning.LightningModule):
         """Log the stage's loss of one validation batch."""
         size = len(batch["source"])
         loss = self._loss(batch, "val")
-        self.log(
-            "val_loss", loss, prog_bar=True, on_epoch=True, batch_size=size, sync_dist=True
-        )
+        self.log("val_loss", loss, prog_bar=True, on_epoch=True, batch_size=size, sync_dist=True)
 
     def on_train_epoch_start(self) -> None:
         """Keep frozen components in evaluation mode."""

@@ -198,7 +198,9 @@ class _Run:
         going_on = resume and last.is_file()
         if going_on:
             self.console.print(f"stage {name}: continues from {last}")
-        trainer = self._trainer(stage, folder, checkpoint_stem(self.settings, rows.train_files), rows)
+        trainer = self._trainer(
+            stage, folder, checkpoint_stem(self.settings, rows.train_files), rows
+        )
         trainer.fit(
             module,
             datamodule=self._data(model, stage, rows, name),

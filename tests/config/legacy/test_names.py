@@ -20,7 +20,7 @@ from panovlm.config.schema import (
     Recipe,
     Settings,
 )
-from panovlm.config.yaml_reader import parse_yaml
+from panovlm.config.yaml_text import parse_yaml
 from panovlm.errors import ConfigError
 
 

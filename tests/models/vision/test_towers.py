@@ -112,6 +112,11 @@ def infer(shapes: dict[str, tuple[int, ...]]):
     return infer_tower(Shapes(shapes, PREFIX))
 
 
+def fields(shapes: dict[str, tuple[int, ...]]) -> dict[str, object]:
+    found = infer(shapes)
+    return {**found.assumed, **{name: seen.value for name, seen in found.observed.items()}}
+
+
 CASES = {
     "siglip": SiglipVisionConfig(**VIT, image_size=20, patch_size=4),
     "siglip without head": SiglipVisionConfig(
@@ -162,8 +167,7 @@ def test_observed_fields_are_those_of_the_tower(config):
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())
 def test_inferred_configuration_builds_the_same_shapes(config):
     shapes = shapes_of(config)
-    values = infer(shapes).config()
-    rebuilt = AutoConfig.for_model(values.pop("model_type"), **values)
+    rebuilt = AutoConfig.for_model(config.model_type, **fields(shapes))
     assert shapes_of(rebuilt) == shapes
 
 
@@ -179,7 +183,7 @@ def test_dinov2_is_read_under_names_of_transformers_4():
     back = {new: old for old, new in current_names(DINOV2_NAMES_OF_4).items()}
     older = {PREFIX + back[name.removeprefix(PREFIX)]: shape for name, shape in shapes.items()}
     assert older.keys() != shapes.keys()
-    assert infer(older).config() == infer(shapes).config()
+    assert fields(older) == fields(shapes)
 
 
 def test_fused_swiglu_is_read():
@@ -188,7 +192,7 @@ def test_fused_swiglu_is_read():
     for i in range(2):
         inner, width = shapes[f"{PREFIX}encoder.layer.{i}.mlp.gate_proj.weight"]
         fused[f"{PREFIX}encoder.layer.{i}.mlp.weights_in.weight"] = (2 * inner, width)
-    assert infer(fused).config() == infer(shapes).config()
+    assert fields(fused) == fields(shapes)
 
 
 @pytest.mark.parametrize(
@@ -229,19 +233,6 @@ def test_evidence_names_the_tensor():
     assert observed["hidden_size"].evidence == PREFIX + "embeddings.patch_embedding.weight[0]"
     assert observed["num_hidden_layers"].evidence == PREFIX + "encoder.layers.0..2"
     assert "position_embedding.weight[0]" in observed["image_size"].evidence
-
-
-def test_contradictions_with_a_recorded_configuration():
-    found = infer(shapes_of(SiglipVisionConfig(**VIT, image_size=27, patch_size=4)))
-    right = dict(VIT, model_type="siglip_vision_model", image_size=27, patch_size=4)
-    assert found.contradictions(right) == []
-    assert found.contradictions({"model_type": "siglip", "vision_config": right}) == []
-    (size,) = found.contradictions({**right, "image_size": [28, 28]})
-    assert size.startswith("image_size: [28, 28] recorded, 24 observed")
-    (width,) = found.contradictions({**right, "hidden_size": 32})
-    assert "32 recorded, 24 observed" in width
-    (family,) = found.contradictions({**right, "model_type": "clip_vision_model"})
-    assert "'clip_vision_model' recorded" in family
 
 
 def test_unknown_tower_names_the_nearest_and_what_it_lacks():

@@ -23,8 +23,6 @@ BLOCK_LISTS = ("encoder.layers", "encoder.layer", "layers", "layer", "blocks")
 """Where towers keep their transformer blocks."""
 CLASS_TOKENS = ("class_embedding", "cls_token", "class_token")
 """Names of the parameter that towers put in front of the patches."""
-COMPUTED_BUFFERS = ("position_ids",)
-"""Buffers that are not stored in checkpoints: 0, 1, 2, ... in one row."""
 
 
 class VisionBackbone(nn.Module):
@@ -39,8 +37,9 @@ class VisionBackbone(nn.Module):
         config: configuration of a tower, or of a two-tower model around one.
         use_norm: whether the last hidden state is normalised.
         encoder: ready-made tower to use; absent: one is built with random weights, in torch's
-            default dtype and on its default device (``with torch.device("meta")`` works, see
-            :meth:`rebuild_buffers`).
+            default dtype and on its default device. On the meta device the tower's buffers
+            (``position_ids`` of SigLIP and CLIP, which no checkpoint holds) lose their values;
+            build with ``accelerate.init_empty_weights(include_buffers=False)`` to keep them.
 
     Raises:
         ConfigError: transformers has no model for ``config``.
@@ -117,25 +116,6 @@ class VisionBackbone(nn.Module):
             f"the blocks of vision tower {self.config.model_type!r} were not found (looked for "
             f"{', '.join(BLOCK_LISTS)}); train all of it or none: vision_blocks: -1 or 0."
         )
-
-    def rebuild_buffers(self, device: torch.device | str) -> None:
-        """Compute the buffers that no checkpoint holds, after a build on the meta device.
-
-        Raises:
-            ConfigError: the tower has a buffer that is not known here.
-        """
-        stored = self.encoder.state_dict().keys()
-        for name, buffer in list(self.encoder.named_buffers()):
-            if name in stored:
-                continue
-            owner, _, leaf = name.rpartition(".")
-            if leaf not in COMPUTED_BUFFERS:
-                raise ConfigError(
-                    f"vision tower {self.config.model_type!r} computes its buffer {name} when it "
-                    "is built, and it cannot be computed again; build it on a real device."
-                )
-            places = torch.arange(buffer.shape[-1], device=device).expand(1, -1)
-            setattr(self.encoder.get_submodule(owner), leaf, places)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode views.

@@ -8,10 +8,10 @@ epsilon) with the value that its published models have. No torch is imported her
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any, cast
+from typing import Any
 
 from panovlm.checkpoint.shapes import Observations, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
@@ -56,44 +56,11 @@ class TowerInference:
     family: str
     """``model_type`` of the Hugging Face configuration."""
     observed: Observations
-    """Fields that shapes give. ``image_size`` is the smallest with this grid of patches."""
+    """Fields that shapes give. Of the image sizes with the observed grid of patches,
+    ``image_size`` is the published or else the smallest one (384 and 378 both have 27 patches
+    of 14 pixels); a recorded size with the same grid is no contradiction."""
     assumed: dict[str, Any]
     """Fields that no shape gives, with the value of the family's published models."""
-
-    def config(self) -> dict[str, Any]:
-        """Return the whole configuration, observed and assumed, ready for ``AutoConfig``."""
-        seen = {name: field.value for name, field in self.observed.items()}
-        return {"model_type": self.family, **self.assumed, **seen}
-
-    def contradictions(self, config: Mapping[str, Any]) -> list[str]:
-        """Return where a recorded configuration cannot belong to these tensors.
-
-        Args:
-            config: a Hugging Face configuration of the tower, or of a two-tower model around it.
-
-        Returns:
-            One line per field, with both sides; empty when the configuration fits. Any image size
-            with the observed grid of patches fits (384 and 378 pixels have 27 patches of 14).
-        """
-        tower = cast(Mapping[str, Any], config.get("vision_config") or config)
-        found: list[str] = []
-        if tower.get("model_type", self.family) != self.family:
-            found.append(f"model_type: {tower['model_type']!r} recorded, {self.family!r} observed")
-        for name, field in self.observed.items():
-            given = tower.get(name)
-            if given is not None and not self._fits(name, given):
-                found.append(
-                    f"{name}: {given!r} recorded, {field.value!r} observed ({field.evidence})"
-                )
-        return found
-
-    def _fits(self, name: str, given: Any) -> bool:
-        value = self.observed[name].value
-        sides = cast(list[Any], given) if isinstance(given, list | tuple) else [given]
-        if name == "image_size":
-            patch = self.observed["patch_size"].value
-            return all(side // patch == value // patch for side in sides)
-        return all(side == value for side in sides)
 
 
 @dataclass(frozen=True)

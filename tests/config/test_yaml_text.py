@@ -1,4 +1,4 @@
-"""Reading YAML: scalars, lines, and what is refused."""
+"""Reading and writing YAML: scalars, lines, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panovlm.config.lines import Lines, dotted
-from panovlm.config.yaml_reader import MAX_BYTES, parse_yaml, read_yaml
+from panovlm.config.yaml_text import MAX_BYTES, dump_yaml, parse_yaml, read_yaml
 from panovlm.errors import ConfigError
 
 # JSON is YAML, as long as its characters need no surrogate escapes.
@@ -72,6 +72,19 @@ def test_scalars_follow_yaml_1_2(written: str, value: object) -> None:
 def test_the_exponent_without_a_dot_is_text_to_pyyaml_and_a_number_here() -> None:
     assert yaml.safe_load("1e-3") == "1e-3"
     assert parse_yaml("1e-3", "f")[0] == 0.001
+
+
+awkward = st.sampled_from(
+    ["1e-3", "on", "0o17", "1:30", "~", "", "2025-01-01", "<<", " x ", "a: b"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(keys, plain | awkward | st.lists(awkward), max_size=5))
+def test_what_is_written_is_read_back_by_any_reader(value: dict[str, object]) -> None:
+    document = dump_yaml(value)
+    assert parse_yaml(document, "f")[0] == value
+    assert yaml.safe_load(document) == value
 
 
 def test_not_a_number_is_read() -> None:

@@ -1,4 +1,4 @@
-"""Reads YAML into plain values, remembering the line of every key.
+"""Reads YAML into plain values, remembering the line of every key, and writes it.
 
 Scalars follow the core schema of YAML 1.2 instead of PyYAML's 1.1: ``1e-3`` is a number, ``on``,
 ``1:30`` and ``2025-01-01`` are text. Only plain values exist (no tag can build an object),
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path as FilePath
 from typing import Any, NoReturn, cast
 
@@ -32,6 +32,10 @@ class _CoreLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: Any = {}  # noqa: RUF012  (PyYAML's own class attribute)
 
 
+class _CoreDumper(yaml.SafeDumper):
+    """Quotes every text that either version of YAML would read as something else."""
+
+
 # PyYAML's own pattern for numbers needs a dot before the exponent, so it reads 1e-3 as text.
 for _name, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -44,7 +48,8 @@ for _name, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    _CoreLoader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
+    for _side in (_CoreLoader, _CoreDumper):
+        _side.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
 def read_yaml(file: str | FilePath) -> tuple[dict[str, Any], Lines]:
@@ -114,6 +119,15 @@ def parse_yaml(text: str, source: str) -> tuple[Any, Lines]:
         return None, Lines(source)
     reader = _Reader(source)
     return reader.value(node, (), 0), Lines(source, reader.written)
+
+
+def dump_yaml(mapping: Mapping[str, Any]) -> str:
+    """Return YAML text that :func:`parse_yaml`, and any other reader, reads as ``mapping``.
+
+    Args:
+        mapping: plain values.
+    """
+    return yaml.dump(dict(mapping), Dumper=_CoreDumper, sort_keys=False, allow_unicode=True)
 
 
 class _Reader:

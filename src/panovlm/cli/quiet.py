@@ -1,0 +1,19 @@
+"""Keeps other libraries' advice off the screen, so that our own messages can be read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+
+def quiet() -> None:
+    """Silence hints about hardware, loaders and deprecated names inside the libraries.
+
+    Call it before torch, transformers or lightning are imported. Our own warnings stay.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for module in ("lightning", "torch", "transformers", "peft"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
