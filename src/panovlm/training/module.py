@@ -98,7 +98,7 @@ class StageModule(lightning.LightningModule):
         for name in ("invariance", "variance", "covariance"):
             value = getattr(terms, name).detach()
             self.log(f"{split}_vicreg_{name}", value, batch_size=pixel_values.shape[0])
-        return models.vicreg_loss_weight * terms.total
+        return terms.total
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule over the steps of this stage."""

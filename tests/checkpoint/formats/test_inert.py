@@ -201,6 +201,12 @@ def test_bombs_end_soon_in_an_error(tmp_path, name):
     assert time.process_time() - start < 20  # generous: undefended ones take hours
 
 
+@pytest.mark.parametrize("name", ["deep key", "wide key", "exponential key", "colliding keys"])
+def test_keys_are_refused_before_they_are_hashed(name):
+    with pytest.raises(CheckpointError, match="as a dictionary key"):
+        unpickle(BOMBS[name], "x")
+
+
 def test_the_number_of_values_is_limited(monkeypatch):
     monkeypatch.setattr(inert, "_MAX_RARE", 1000)
     assert unpickle(b"\x80\x02" + b"]" * 999 + b".", "x") == []
