@@ -24,6 +24,8 @@ VISION_PART = {
 
 def named_file(name: str, file: str) -> Path | None:
     """Return ``file`` of the repository or folder ``name``, if it is on this machine."""
+    if not name:
+        return None
     folder = Path(name).expanduser()
     if folder.is_dir():
         found = folder / file
@@ -35,7 +37,8 @@ def named_file(name: str, file: str) -> Path | None:
 
 def _cached(name: str, file: str) -> Path | None:
     """Return a file of the Hugging Face cache (``models--org--name/snapshots/<revision>/``)."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    home = Path(os.environ.get("HF_HOME", caches / "huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
     repository = cache / f"models--{name.replace('/', '--')}"
     main = repository / "refs" / "main"
@@ -56,7 +59,9 @@ def named_config(name: str) -> dict[str, Any] | None:
 
 def named_processor(name: str) -> dict[str, Any] | None:
     """Return the image processor's configuration of a named tower, or ``None``."""
-    return _read(named_file(name, "preprocessor_config.json"))
+    own = _read(named_file(name, "preprocessor_config.json"))
+    joint = _read(named_file(name, "processor_config.json")) if own is None else None
+    return own if joint is None else joint.get("image_processor")
 
 
 def vision_part(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,44 @@ TRAINING_ONLY = frozenset(
 )
 """Fields that change training, never what a loaded model computes."""
 
+_CROP = "image_processing.crop_strategy"
+_ANYRES = frozenset({"anyres", "anyres_max", "anyres_e2p"})
+
+BEARING: tuple[tuple[str, str, frozenset[Any]], ...] = (
+    ("models.pe_", "models.use_projection_positional_encoding", frozenset({True})),
+    ("models.stitch_", "models.stitching_mode", frozenset({"resample"})),
+    ("models.global_view", _CROP, _ANYRES),
+    ("image_processing.fov_deg", _CROP, _ANYRES | {"e2p", "sliding_window"}),
+    (
+        "image_processing.overlap_ratio",
+        _CROP,
+        frozenset({"e2p", "sliding_window", "anyres_e2p"}),
+    ),
+    ("image_processing.anyres_patch_size", _CROP, frozenset({"anyres_e2p"})),
+    ("image_processing.anyres_max_patches", _CROP, frozenset({"anyres", "anyres_max"})),
+    ("image_processing.image_", "image_processing.normalize", frozenset({True})),
+    ("image_processing.image_", "image_processing.use_vision_processor", frozenset({False})),
+    ("image_processing.normalize", "image_processing.use_vision_processor", frozenset({False})),
+)
+"""Fields (or beginnings of their names) that decide something only where another field has one of
+some values."""
+
+
+def bears(name: str, values: Mapping[str, Any]) -> bool:
+    """Tell whether a field decides what a loaded model computes, given the other fields.
+
+    Args:
+        name: dotted field.
+        values: every field of the recipe by dotted name.
+    """
+    section = name.split(".")[0]
+    if name in TRAINING_ONLY or section == "generation":
+        return False
+    if section == "lora" and not values["lora.use_lora"]:
+        return False
+    needs = (need for beginning, *need in BEARING if name.startswith(beginning))
+    return all(values[other] in wanted for other, wanted in needs)
+
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
     """Return every leaf of a recipe by dotted name, as plain values."""
@@ -128,7 +166,10 @@ class FieldMap(Mapping[str, Value]):
             raise KeyError(str(error)) from error
 
     def __contains__(self, name: object) -> bool:
-        return name in self._values
+        try:
+            return isinstance(name, str) and bool(self.full_name(name))
+        except ConfigError:
+            return False
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

@@ -16,6 +16,8 @@ from panovlm.models.vision.towers import infer_tower
 
 WIDTHS = ("vision_dim", "language_dim", "input_dim")
 """Observed widths that are no settings: they are cross-checked and left out of the fields."""
+TOKEN_TABLES = ("embed_tokens", "wte", "embed_in", "word_embeddings", "lm_head", "embed_out")
+"""What language models call their token embeddings, or else their output layer."""
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Inferred:
         resampler: the architecture that claims the file.
         seen: its own observations.
         dropped: tensors that today's model has no place for and does not need.
+        overruled: fields about what is dropped; what documents say of them does not count.
         unrecognised: backbones of no known family, with the reason. Their configuration must be
             stated; the proof then decides whether it is the right one.
         notes: what the reader should know.
@@ -39,6 +42,7 @@ class Inferred:
     fields: dict[str, Observed] = field(default_factory=dict[str, Observed])
     assumed: dict[str, Any] = field(default_factory=dict[str, Any])
     dropped: tuple[str, ...] = ()
+    overruled: frozenset[str] = frozenset()
     unrecognised: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
 
@@ -131,16 +135,32 @@ def _infer_language(result: Inferred, shapes: Shapes, projection: Observations) 
     )
     for key, observed in (adapters or {}).items():
         result.fields[f"lora.{key}"] = observed
+    plain = _without_adapters(subtree)
     try:
-        language = infer_language(_without_adapters(subtree))
+        language = infer_language(plain)
     except ContradictionError:
         raise
     except CheckpointError as error:
         result.unrecognised[section] = str(error)
+        _infer_vocabulary(result, plain, projection["language_dim"].value)
         return
     _take_backbone(result, section, language.observed, language.assumed)
     result.fields[f"{section}.vocab_size"] = language.observed["vocab_size"]
     _agree("language-model width", language.observed["hidden_size"], projection["language_dim"])
+
+
+def _infer_vocabulary(result: Inferred, shapes: Shapes, width: int) -> None:
+    """Take over the number of tokens of a language model of no known family.
+
+    Training may have changed it, so that a stated configuration cannot tell it.
+    """
+    for table in TOKEN_TABLES:
+        for name in shapes:
+            rows, *columns = shapes[name]
+            if f".{name}".endswith(f".{table}.weight") and columns == [width]:
+                seen = Observed(rows, f"{shapes.prefix}{name}[0]")
+                result.fields["models.language_config.vocab_size"] = seen
+                return
 
 
 def _without_adapters(shapes: Shapes) -> Shapes:
@@ -165,6 +185,7 @@ def _infer_heads(result: Inferred, shapes: Shapes) -> None:
         # Before 2025-10-14 the original's head read the tower's features. Only stage vision used
         # it, so the loaded model computes the same without it.
         present = False
+        result.overruled = frozenset({"models.use_vicreg_projector"})
         result.dropped = tuple(f"{subtree.prefix}{name}" for name in subtree)
         result.notes.append(
             f"the overlap head reads {head['input_dim'].value} channels, not the resampler's "

@@ -38,6 +38,9 @@ WRAPPERS_ANYWHERE = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"}
 )
 WRAPPERS_IN_FRONT = frozenset({"model", "module", "base_model"})
+PARTS_DEEP = 2
+"""How deep the parts lie that DataParallel may wrap on their own (``vision_backbone.encoder``);
+further below, ``module`` is a name like any other."""
 BUFFERS_REBUILT = ("position_ids", "inv_freq", "original_inv_freq")
 """Buffers that older library versions stored and today's compute when the model is built."""
 
@@ -92,9 +95,11 @@ def unwrap(name: str) -> tuple[str, str]:
             break
         start += 1
     prefix = "".join(segment + "." for segment in segments[:start])
-    bare = [s for s in segments[start:] if s not in WRAPPERS_ANYWHERE]
-    while len(bare) > 2 and bare[0] in roots and bare[1] == "module":
-        del bare[1]
+    bare: list[str] = []
+    for segment in segments[start:]:
+        parallel = segment == "module" and 0 < len(bare) <= PARTS_DEEP
+        if segment not in WRAPPERS_ANYWHERE and not parallel:
+            bare.append(segment)
     return ".".join(bare), prefix
 
 

@@ -13,7 +13,15 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
 ADAPTERS = "lora_weights"
 SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
-WHOLE_MODELS = ("model.safetensors", "pytorch_model.bin")
+WHOLE_MODELS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+MODEL_CONFIGS = ("model_config.json", "config.json", "panovlm_config.json")
+"""Files beside a checkpoint that may hold a whole model configuration, the first one counts."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 Purpose = Literal["evaluate", "resume"]
 
@@ -27,6 +35,7 @@ class Location:
     """Why this file was chosen, for the log."""
     sidecar: Path | None
     config: Path | None
+    model_config: Path | None
     tokenizer: Path | None
     adapters: Path | None
 
@@ -49,12 +58,14 @@ def locate(path: Path, purpose: Purpose = "evaluate") -> Location:
             f"{path} does not exist; give a checkpoint file or a folder that holds one."
         )
     folder = chosen.parent
+    tokenizer = folder if (folder / TOKENIZER_CONFIG).is_file() else _folder(folder / TOKENIZER)
     return Location(
         checkpoint=chosen,
         why=why,
         sidecar=_file(folder / SIDECAR),
         config=_file(folder / CONFIG),
-        tokenizer=_folder(folder / TOKENIZER),
+        model_config=next(filter(None, (_file(folder / name) for name in MODEL_CONFIGS)), None),
+        tokenizer=tokenizer,
         adapters=_folder(folder / ADAPTERS),
     )
 
@@ -71,7 +82,7 @@ def _choose(folder: Path, purpose: Purpose) -> tuple[Path, str]:
         newest = max(lightning, key=lambda p: (p.stat().st_mtime_ns, p.name))
         return newest, f"newest of {len(lightning)} .ckpt file(s)"
     for name in WHOLE_MODELS:
-        if folder / name in found:
+        if (folder / name).is_file():
             return folder / name, name
     if len(found) == 1:
         return found[0], "the only checkpoint of the folder"
@@ -89,7 +100,7 @@ def _nothing_in(folder: Path, found: list[Path]) -> str:
         return f"{folder} holds no checkpoint itself; these folders below it do: {names}."
     return (
         f"{folder} holds no checkpoint (looked for best.ckpt, last.ckpt, *.ckpt, "
-        f"{', '.join(WHOLE_MODELS)}); give the folder of one training stage."
+        f"{WHOLE_MODELS[0]}, {WHOLE_MODELS[2]}); give the folder of one training stage."
     )
 
 

@@ -46,6 +46,9 @@ class CheckpointMetadata(StrictModel):
     stage: str = ""
     fingerprint: str
     """Digest of the weights' names and shapes, see :func:`fingerprint`."""
+    amends: str = ""
+    """Digest of the copy inside the checkpoint file that this document corrects: weights are not
+    rewritten for a repair, so that the copy keeps what it says."""
     recipe: Recipe
     assumed: tuple[str, ...] = ()
     """Fields of the recipe that nobody knew when this document was made from a bare checkpoint."""
@@ -58,6 +61,10 @@ class CheckpointMetadata(StrictModel):
     def to_json(self) -> str:
         """Return the document as JSON text."""
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+
+    def digest(self) -> str:
+        """Return a digest of the whole document."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:32]
 
 
 def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -7,18 +7,24 @@ states are claims; defaults are added later, where their origin can be told.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from panovlm.checkpoint.fields import RESAMPLER, flatten, flatten_mapping
+from pydantic import ValidationError
+
+from panovlm.checkpoint import original
+from panovlm.checkpoint.fields import flatten
 from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.locate import Location
 from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, is_ours, parse, read_json
 from panovlm.config.legacy import original_run_mapping, translate
 from panovlm.config.load import load_mapping
-from panovlm.config.schema import Layout
+from panovlm.config.schema import Layout, Recipe
 from panovlm.errors import CheckpointError
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -29,198 +35,202 @@ class Claims:
         origin: the document, for messages.
         values: dotted recipe field → plain value.
         assumed: fields that the document itself marks as assumed.
+        closed: sections of the recipe in which the fields that it does not mention had their
+            defaults for certain.
         document: the typed document, when it is one of this format.
     """
 
     origin: str
     values: Mapping[str, Any]
     assumed: frozenset[str] = frozenset()
+    closed: frozenset[str] = frozenset()
     document: CheckpointMetadata | None = None
 
 
 @dataclass
 class Documents:
-    """All claims about one checkpoint, strongest first, and notes for the reader."""
+    """All claims about one checkpoint, strongest first, and notes for the reader.
+
+    Attributes:
+        embedded: the document inside the file, also where a repaired sidecar took its place.
+    """
 
     claims: list[Claims] = field(default_factory=list[Claims])
     notes: list[str] = field(default_factory=list[str])
+    embedded: CheckpointMetadata | None = None
 
 
-def read_documents(location: Location, header: Header, layout: Layout) -> Documents:
-    """Read every document of a checkpoint in the order of trust.
+class DocumentReader:
+    """Reads the documents of one checkpoint in the order of trust.
 
     The sidecar comes first, then the copy inside the file, then the hyper-parameters of the
-    original system, then the run's ``config.yaml``. A complete document of this format says
-    everything, so ``config.yaml`` is not read when there is one.
+    original system, then model and adapter configurations beside the file, then the run's
+    ``config.yaml``. Where one of them says everything, ``config.yaml`` is not read.
 
-    Raises:
-        CheckpointError: a document cannot be read.
+    Args:
+        location: the checkpoint and its companions.
+        header: what the file says about itself.
+        layout: family of checkpoints that it belongs to.
+        resampler_type: architecture of the weights, for documents that name none.
+        accept: tells whether a document of this format counts (it may belong to other weights).
     """
-    found = Documents()
-    if location.sidecar is not None:
-        raw, note = read_json(location.sidecar)
-        found.notes += [note] if note else []
-        _add(found, raw, str(location.sidecar.name))
-    embedded = header.extras.get(EMBEDDED)
-    if embedded is not None:
-        _add(found, _embedded(embedded, location), f"metadata inside {location.checkpoint.name}")
-    if isinstance(header.extras.get("hyper_parameters"), Mapping):
-        found.claims.append(_hyper_parameters(header))
-    if location.config is not None and not any(c.document for c in found.claims):
-        _add_config(found, location, layout)
-    return found
 
+    def __init__(
+        self,
+        location: Location,
+        header: Header,
+        layout: Layout,
+        *,
+        resampler_type: str,
+        accept: Callable[[CheckpointMetadata], bool],
+    ) -> None:
+        self.location = location
+        self.header = header
+        self.layout: Layout = layout
+        self.resampler_type = resampler_type
+        self.accept = accept
+        self.found = Documents()
 
-def _add(found: Documents, raw: Mapping[str, Any], origin: str) -> None:
-    """Add a metadata document of either format."""
-    if is_ours(raw):
-        document = parse(raw, origin)
-        found.claims.append(
-            Claims(
-                origin,
-                flatten(document.recipe),
-                assumed=frozenset(document.assumed),
-                document=document,
+    def read(self) -> Documents:
+        """Read every document.
+
+        Raises:
+            CheckpointError: a document cannot be read.
+            ConfigError: ``config.yaml`` cannot be read.
+        """
+        self._sidecar()
+        self._embedded()
+        self._hyper_parameters()
+        complete = self._model_config()
+        self._adapter_config()
+        if not complete and not any(claim.document for claim in self.found.claims):
+            self._run_config()
+        return self.found
+
+    def _sidecar(self) -> None:
+        path = self.location.sidecar
+        if path is None:
+            return
+        raw, note = read_json(path)
+        if note is None or not is_ours(raw):
+            self.found.notes += [note] if note else []
+            self._add_metadata(raw, path.name)
+        elif EMBEDDED in self.header.extras:
+            self.found.notes.append(f"{path.name} is cut off; the copy inside the file is used")
+        else:
+            # Its recipe would look complete, with defaults where the text is missing.
+            raise CheckpointError(
+                f"{path} is cut off; copy it anew, or remove it and run `panovlm add-metadata`."
             )
+
+    def _embedded(self) -> None:
+        text = self.header.extras.get(EMBEDDED)
+        if text is None:
+            return
+        file = self.location.checkpoint.name
+        raw = _json_object(
+            str(text),
+            f"the metadata inside {self.location.checkpoint}",
+            "the file was damaged or edited; take another copy of it",
         )
-    else:
-        found.claims.append(Claims(origin, _original_metadata(raw)))
+        if is_ours(raw):
+            self.found.embedded = parse(raw, f"metadata inside {file}")
+        amended = {claim.document.amends for claim in self.found.claims if claim.document}
+        if self.found.embedded is not None and self.found.embedded.digest() in amended:
+            return
+        self._add_metadata(raw, f"metadata inside {file}")
+
+    def _add_metadata(self, raw: Mapping[str, Any], origin: str) -> None:
+        """Add a metadata document of either system."""
+        if not is_ours(raw):
+            self._add(origin, original.from_metadata(raw, self.resampler_type))
+            return
+        document = parse(raw, origin)
+        if not self.accept(document):
+            self.found.notes.append(f"{origin} was written for other weights; it is left out")
+            return
+        claim = Claims(
+            origin,
+            flatten(document.recipe),
+            assumed=frozenset(document.assumed),
+            document=document,
+        )
+        self.found.claims.append(claim)
+
+    def _hyper_parameters(self) -> None:
+        if isinstance(self.header.extras.get("hyper_parameters"), Mapping):
+            values = original.from_hyper_parameters(self.header.extras, self.resampler_type)
+            self._add("hyper_parameters inside the file", values)
+
+    def _model_config(self) -> bool:
+        """Add a model configuration in JSON; return whether it says everything."""
+        path = self.location.model_config
+        if path is None:
+            return False
+        raw = _read_object(path)
+        if raw.get("model_type") == "panovlm":
+            self.found.claims.append(Claims(path.name, _hugging_face_recipe(raw, path)))
+            return True
+        if original.is_model_config(raw):
+            self._add(path.name, original.from_model_config(raw))
+        return False
+
+    def _adapter_config(self) -> None:
+        folder = self.location.adapters
+        path = folder / ADAPTER_CONFIG if folder else None
+        if path is not None and path.is_file():
+            raw = _read_object(path)
+            self._add(f"{path.parent.name}/{path.name}", original.from_adapter_config(raw))
+
+    def _run_config(self) -> None:
+        """Add the run's ``config.yaml``."""
+        path = self.location.config
+        if path is None:
+            return
+        raw, _ = load_mapping(path)
+        is_original = self.layout == "original"
+        translated = original_run_mapping(raw) if is_original else translate(raw)
+        values = original.from_run_config(translated.mapping)
+        closed = original.closed_sections(raw) if is_original else frozenset[str]()
+        self.found.claims.append(Claims(path.name, values, closed=closed))
+        self.found.notes += [f"{path.name}: {note}" for note in translated.notes]
+
+    def _add(self, origin: str, values: Mapping[str, Any]) -> None:
+        self.found.claims.append(Claims(origin, values))
 
 
-def _embedded(text: object, location: Location) -> dict[str, Any]:
-    """Parse the copy inside the file."""
+def _hugging_face_recipe(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the recipe that ``save_pretrained`` wrote into ``config.json``."""
+    recipe = original.section(raw, "recipe")
+    backbones = {"vision_config": "vision_config", "language_config": "text_config"}
+    models = {
+        **original.section(recipe, "models"),
+        **{ours: raw.get(theirs) for ours, theirs in backbones.items()},
+    }
     try:
-        document = json.loads(str(text))
-    except ValueError as error:
+        return flatten(Recipe.model_validate({**recipe, "models": models}))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
         raise CheckpointError(
-            f"the metadata inside {location.checkpoint} is not JSON ({error}); the file was "
-            "damaged or edited. Write it anew with `panovlm add-metadata`."
+            f"{path}: recipe.{where}: {problem['msg']}. The file was edited or is of another "
+            "version; save the model again."
         ) from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not a text file; remove or repair it.") from error
+    return _json_object(text, str(path), "remove or repair it")
+
+
+def _json_object(text: str, what: str, mend: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{what} is not JSON ({error}); {mend}.") from error
     if not isinstance(document, dict):
-        raise CheckpointError(f"the metadata inside {location.checkpoint} is no JSON object.")
+        raise CheckpointError(f"{what} is no JSON object; {mend}.")
     return document
-
-
-def _original_metadata(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the original system's ``checkpoint_metadata.json`` into dotted fields."""
-    model = _section(raw, "model_config")
-    training = _section(raw, "training_config")
-    resampler = model.get("resampler_config")
-    models = {
-        key: model.get(key)
-        for key in (
-            "vision_name",
-            "language_model_name",
-            "resampler_type",
-            "latent_dimension",
-            "max_text_length",
-            "vicreg_loss_weight",
-            "overlap_ratio",
-            "resampler_hidden_dim",
-        )
-    }
-    models["resampler_config"] = dict(resampler) if isinstance(resampler, Mapping) else None
-    image = {
-        key: training.get(key)
-        for key in (
-            "crop_strategy",
-            "fov_deg",
-            "overlap_ratio",
-            "use_vision_processor",
-            "normalize",
-        )
-    }
-    image["image_size"] = model.get("image_size")
-    lora = {"rank": training.get("lora_rank"), "alpha": training.get("lora_alpha")}
-    return _dotted({"models": models, "image_processing": image, "lora": lora})
-
-
-def _hyper_parameters(header: Header) -> Claims:
-    """Turn the hyper-parameters inside an original checkpoint into dotted fields.
-
-    ``use_lora`` is left out: the original writes the setting of the run there, also into files
-    whose weights carry no adapters.
-    """
-    hyper = _section(header.extras, "hyper_parameters")
-    data = _section(header.extras, "datamodule_hyper_parameters")
-    models = {
-        key: hyper.get(key)
-        for key in (
-            "vision_name",
-            "language_model_name",
-            "resampler_type",
-            "latent_dimension",
-            "vicreg_loss_weight",
-        )
-    }
-    models["overlap_ratio"] = hyper.get("model_overlap_ratio")
-    models["max_text_length"] = data.get("max_text_length")
-    image = {
-        key: data.get(key)
-        for key in (
-            "crop_strategy",
-            "image_size",
-            "overlap_ratio",
-            "fov_deg",
-            "image_mean",
-            "image_std",
-            "use_vision_processor",
-            "anyres_patch_size",
-            "anyres_max_patches",
-            "normalize",
-        )
-    }
-    lora = {key: hyper.get(f"lora_{key}") for key in ("rank", "alpha", "dropout")}
-    system = {"default": data.get("system_msg")}
-    mapping = {
-        "models": models,
-        "image_processing": image,
-        "lora": lora,
-        "system_messages": system,
-    }
-    return Claims("hyper_parameters inside the file", _dotted(mapping))
-
-
-def _add_config(found: Documents, location: Location, layout: Layout) -> None:
-    """Add the run's ``config.yaml``."""
-    assert location.config is not None
-    raw, _ = load_mapping(location.config)
-    read = original_run_mapping if layout == "original" else translate
-    translated = read(raw)
-    values = flatten_mapping(translated.mapping)
-    values |= _stage_adapters(translated.mapping)
-    values.pop("lora.use_lora", None)
-    found.claims.append(Claims(location.config.name, _stated(values)))
-    found.notes += [f"{location.config.name}: {note}" for note in translated.notes]
-
-
-def _stage_adapters(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Return adapter settings that a stage of ``config.yaml`` states for itself."""
-    stages = _section(_section(mapping, "training"), "stage_configs")
-    found: dict[str, Any] = {}
-    for stage in stages.values():
-        if isinstance(stage, Mapping) and isinstance(stage.get("lora"), Mapping):
-            found |= {f"lora.{key}": value for key, value in stage["lora"].items()}
-    return found
-
-
-def _dotted(mapping: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Translate a nested mapping of original names into the dotted fields that it states."""
-    stated = {name: _stated(values) for name, values in mapping.items()}
-    values = flatten_mapping(translate(stated).mapping)
-    if values.get("models.resampler_type") == "qformer":
-        # The original accepted a number of heads and always used eight.
-        values.pop(f"{RESAMPLER}.num_attention_heads", None)
-    values.pop("lora.use_lora", None)
-    return _stated(values)
-
-
-def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is unset: ``null`` states nothing."""
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _section(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a sub-mapping, empty when it is absent or something else."""
-    found = mapping.get(name)
-    return found if isinstance(found, Mapping) else {}

@@ -16,9 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, evaluate, lose the metadata, evaluate, fail on purpose, repair, evaluate."""
-    from panovlm.cli.quiet import quiet
+    from panovlm.cli.quiet import quiet, quiet_trainer
 
     quiet()
     from panovlm.demo.story import tell
 
+    quiet_trainer()
     return tell(options.output, options.overrides)

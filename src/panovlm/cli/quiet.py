@@ -8,12 +8,18 @@ import warnings
 
 
 def quiet() -> None:
-    """Silence hints about hardware, loaders and deprecated names inside the libraries.
+    """Silence hints about hardware, loaders, retries and deprecated names inside the libraries.
 
     Call it before torch, transformers or lightning are imported. Our own warnings stay.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for module in ("lightning", "torch", "transformers", "peft"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
+
+
+def quiet_trainer() -> None:
+    """Silence the trainer's hints; call it after lightning is imported, which sets its level."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)

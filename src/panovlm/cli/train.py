@@ -7,8 +7,14 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from panovlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from panovlm.config.schema import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,19 +51,21 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.logging import RichHandler
 
-    from panovlm.cli.quiet import quiet
+    from panovlm.cli.quiet import quiet, quiet_trainer
     from panovlm.config.load import load_settings
 
     quiet()
     console = Console()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler()])
+    warnings = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[warnings])
     settings = load_settings(options.config, options.overrides)
     names = chosen_stages(options.stage, settings.training.stages)
     if options.dry_run:
-        _print_plan(settings, console)
+        _print_plan(settings, names, console)
         return 0
     from panovlm.training.run import train
 
+    quiet_trainer()
     folder = train(
         settings,
         config_file=Path(options.config),
@@ -66,7 +74,9 @@ def run(options: argparse.Namespace) -> int:
         resume=options.resume,
         console=console,
     )
-    console.print(f"evaluate with: panovlm eval --checkpoint-dir {folder}", highlight=False)
+    console.print(
+        f"evaluate with: panovlm eval --checkpoint-dir {folder}", highlight=False, soft_wrap=True
+    )
     return 0
 
 
@@ -108,28 +118,34 @@ def effective_config(path: Path, overrides: Sequence[str]) -> bytes | None:
     return (head + yaml.safe_dump(mapping, sort_keys=False)).encode()
 
 
-def _print_plan(settings: object, console: object) -> None:
+def _print_plan(settings: Settings, stages: Sequence[str], console: Console) -> None:
     """Print what training would be."""
-    from typing import cast
-
-    from rich.console import Console
-
-    from panovlm.config.schema import Settings
     from panovlm.training.dry_run import plan
     from panovlm.training.freeze import table
 
-    out = cast(Console, console)
-    found = plan(cast(Settings, settings))
+    with console.status("reading the backbones' configurations"):
+        found = plan(settings, stages)
     for stage in found.stages:
-        out.print(table(stage.components, f"stage {stage.name}"))
-        out.print(
-            f"  weights, gradients and optimizer in float32: {stage.memory / 1e9:.2f} GB "
+        console.print(table(stage.components, f"stage {stage.name}"))
+        console.print(
+            f"  weights, gradients and optimizer: {_size(stage.memory)} "
             "(activations come on top)\n",
             highlight=False,
         )
     before, after = found.tokens_per_view
-    out.print(
+    console.print(
         f"{found.views} views per panorama, {before} tokens each from the tower, {after} after the "
         f"resampler; the language model reads {found.vision_tokens} vision tokens per panorama",
         highlight=False,
     )
+    if found.vocabulary is None:
+        console.print(
+            "the language model's vocabulary will be made of training texts that are not there "
+            "yet; its embeddings are not counted",
+            highlight=False,
+        )
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -383,8 +383,11 @@ class SyntheticScenes(StrictModel):
     train_scenes: int = Field(default=2000, ge=1)
     val_scenes: int = Field(default=50, ge=1)
     test_scenes: int = Field(default=200, ge=1)
+    train_fewest: int = Field(default=3, ge=1, le=5)
+    """Fewest objects in a training scene; scenes with one or two are an easier start. Validation
+    and test scenes have three to five."""
     questions_per_scene: int = Field(default=8, ge=1)
-    width: int = Field(default=256, ge=64)
+    width: int = Field(default=256, ge=128)
     """Pixels of the panorama's width; its height is half of that."""
     seed: int = Field(default=0, ge=0)
 

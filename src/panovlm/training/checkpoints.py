@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
 
 from panovlm.checkpoint.atomic import atomic_write, link_or_copy
 from panovlm.checkpoint.save import write_sidecar, write_tokenizer
 from panovlm.training.module import StageModule
+from panovlm.training.random_state import random_state, set_random_state
 from panovlm.training.rundir import BEST, LAST, checkpoint_name
 
 
@@ -21,18 +24,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Write ``checkpoint`` to ``path`` as a whole or not at all."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target) as file:
+        """Write ``checkpoint`` to ``path`` as a whole or not at all.
+
+        Raises:
+            CheckpointError: the file cannot be written; the one that was there is intact.
+        """
+        with atomic_write(Path(path)) as file:
             torch.save(checkpoint, file)
 
 
-class CheckpointWriter(lightning.Callback):
+class CheckpointWriter(Checkpoint):
     """Keeps the best checkpoint by validation loss, and the last one for resuming.
 
     Weights are written before the document beside them, so that the document never describes a
     file that is not there yet.
+
+    A run that goes on from ``last.ckpt`` ends with the very weights of one that was never stopped.
+    So it is written only where nothing is under way: not between the batches whose gradients are
+    accumulated, not between a step and the validation that is due after it (Lightning would leave
+    that validation out), and, being a ``Checkpoint`` to Lightning, after every other callback has
+    had its turn. It also holds the states of the random generators, which Lightning does not keep.
 
     Args:
         folder: the stage's run folder.
@@ -45,40 +56,74 @@ class CheckpointWriter(lightning.Callback):
         self.stem = stem
         self.every_n_steps = every_n_steps
         self.best_loss: float | None = None
-        self.best_file: str | None = None
-        self._last_step = -1
+        self._module: StageModule | None = None
+        self._restored: dict[str, Any] | None = None
+        self._step = 0
+        self._due = False
+
+    def setup(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Remember the module."""
+        assert isinstance(pl_module, StageModule)
+        self._module = pl_module
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what ``last.ckpt`` must remember of this callback."""
-        return {"best_loss": self.best_loss, "best_file": self.best_file}
+        """Return what ``last.ckpt`` must remember besides what Lightning does."""
+        module = self._stage_module()
+        return {
+            "best_loss": self.best_loss,
+            "val_loss": module.last_val_loss,
+            "stopped": bool(module.trainer.should_stop),
+            "random": random_state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.best_loss = state_dict["best_loss"]
-        self.best_file = state_dict["best_file"]
+        self._stage_module().last_val_loss = state_dict["val_loss"]
+        self._restored = state_dict
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Put the random generators where they were, once nothing else draws from them."""
+        self._step = trainer.global_step
+        if self._restored is not None:
+            set_random_state(self._restored["random"])
+            trainer.should_stop = self._restored["stopped"]
+            self._restored = None
 
     def on_train_batch_end(
         self,
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
-        *_: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Write ``last.ckpt`` every few optimizer steps."""
-        step = trainer.global_step
-        if step != self._last_step and step % self.every_n_steps == 0:
+        if trainer.global_step == self._step:  # gradients are being accumulated
+            return
+        self._step = trainer.global_step
+        self._due = self._due or self._step % self.every_n_steps == 0
+        validates = trainer.enable_validation and (batch_idx + 1) % trainer.val_check_batch == 0
+        if self._due and not validates and not trainer.is_last_batch:
             self._write_last(trainer)
 
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Keep the checkpoint if it is the best so far."""
+        """Keep the checkpoint if it is the best so far, and write ``last.ckpt`` if that is due."""
         if trainer.sanity_checking or "val_loss" not in trainer.callback_metrics:
             return
-        assert isinstance(pl_module, StageModule)
+        module = self._stage_module()
         loss = float(trainer.callback_metrics["val_loss"])
-        pl_module.last_val_loss = loss
-        if self.best_loss is None or loss < self.best_loss:
-            self._write_best(trainer, pl_module, loss)
+        module.last_val_loss = loss if math.isfinite(loss) else None
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            self._write_best(trainer, module, loss)
+        if self._due and not trainer.is_last_batch:
+            self._write_last(trainer)
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -89,25 +134,29 @@ class CheckpointWriter(lightning.Callback):
     def _write_best(self, trainer: lightning.Trainer, module: StageModule, loss: float) -> None:
         """Write the new best file, point ``best.ckpt`` to it, then remove the old one."""
         name = checkpoint_name(self.stem, trainer.current_epoch, loss)
+        self.best_loss = loss
         trainer.save_checkpoint(self.folder / name, weights_only=True)
-        if trainer.is_global_zero:
-            link_or_copy(self.folder / name, self.folder / BEST)
-            if self.best_file not in (None, name):
-                (self.folder / str(self.best_file)).unlink(missing_ok=True)
-            self._describe(trainer, module)
-        self.best_loss, self.best_file = loss, name
+        if not trainer.is_global_zero:
+            return
+        link_or_copy(self.folder / name, self.folder / BEST)
+        for old in self.folder.iterdir():
+            if old.name.startswith(f"{self.stem}_epoch") and old.name != name:
+                old.unlink()
+        self._describe(trainer, module)
 
     def _write_last(self, trainer: lightning.Trainer) -> None:
         """Write the whole training state."""
-        self._last_step = trainer.global_step
+        self._due = False
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)
-        module = trainer.lightning_module
-        assert isinstance(module, StageModule)
         if trainer.is_global_zero and not (self.folder / BEST).exists():
-            self._describe(trainer, module)
+            self._describe(trainer, self._stage_module())
 
     def _describe(self, trainer: lightning.Trainer, module: StageModule) -> None:
         """Write the document and the tokenizer beside the weights."""
         metadata = module.describe(trainer.current_epoch, trainer.global_step, module.last_val_loss)
         write_sidecar(self.folder, metadata)
         write_tokenizer(self.folder, module.model)
+
+    def _stage_module(self) -> StageModule:
+        assert self._module is not None
+        return self._module

@@ -1,22 +1,28 @@
-"""What an experiment would train, found out without weights, data or a GPU."""
+"""What an experiment would train, found out without weights, images or a GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
+from transformers import PreTrainedConfig
 
-from panovlm.config.schema import Settings
+from panovlm.checkpoint.backbones import named_config
+from panovlm.config.schema import ModelSettings, Settings
+from panovlm.data.samples import read_tables
+from panovlm.errors import ConfigError
 from panovlm.models.assemble import backbone_configs
 from panovlm.models.configuration import PanoramaVLMConfig
+from panovlm.models.language.backbone import language_config
+from panovlm.models.language.tokenizer import load_tokenizer, prepare_tokenizer, word_tokenizer
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.views import views_of
 from panovlm.training.freeze import ComponentCount, counts, freeze, trainable_parts
 
-BYTES_PER_WEIGHT = 4
-BYTES_PER_TRAINED = 4 + 8
-"""Gradient, and AdamW's two moments, all in float32."""
+COPIES_OF_TRAINED = 3
+"""What a trained parameter needs besides itself: gradient and AdamW's two moments."""
 
 
 @dataclass(frozen=True)
@@ -42,56 +48,131 @@ class Plan:
         views: views per panorama.
         tokens_per_view: tokens S of the tower, and S' after the resampler.
         vision_tokens: tokens T that the language model reads per panorama.
+        vocabulary: rows of the language model's embeddings. ``None``: the tokenizer will be made of
+            training texts that do not exist yet, and the embeddings are not counted.
         stages: one entry per stage.
     """
 
     views: int
     tokens_per_view: tuple[int, int]
     vision_tokens: int
+    vocabulary: int | None
     stages: list[StagePlan]
 
 
-def plan(settings: Settings) -> Plan:
+def plan(settings: Settings, stages: Sequence[str] | None = None) -> Plan:
     """Build the model without weights and count.
+
+    The counts are those of the model that training would build, but for one thing: a language
+    model that is loaded by name is counted with the embeddings of its ``config.json``, which
+    training cuts or extends to its tokenizer's length.
+
+    Args:
+        settings: the experiment.
+        stages: stages to plan; all of the experiment's when absent.
 
     Raises:
         ConfigError: a backbone's configuration cannot be had, or settings do not fit together.
+        DataError: a training table is there but cannot be read.
     """
-    tower, language = backbone_configs(settings.models)
+    tower, language = _configs(settings.models)
+    vocabulary = language.get_text_config().vocab_size
+    if settings.models.language_config is not None:
+        vocabulary = _vocabulary(settings)
+        sized = {"vocab_size": vocabulary or 0, "pad_token_id": None}
+        language = language_config({**settings.models.language_config, **sized})
     recipe = settings.recipe()
     lora = recipe.lora.model_copy(update={"use_lora": False})
     recipe = recipe.model_copy(update={"lora": lora.model_dump()})
-    stages: list[StagePlan] = []
-    with init_empty_weights(include_buffers=False):
+    with torch.device("meta"):
         model = PanoramaVLM(PanoramaVLMConfig(recipe, vision_config=tower, text_config=language))
-    image = recipe.image_processing
-    if image.image_size is None:
-        size = model.vision_backbone.image_size
-        image = image.model_copy(update={"image_size": size})
-    views = len(views_of(image))
-    tokens = _tokens(model, image.image_size or model.vision_backbone.image_size)
-    for name in settings.training.stages:
-        stage = settings.training.stage_configs[name]
-        adapters = stage.lora or (settings.lora if name == "finetune" else None)
-        if adapters is not None and adapters.use_lora and not model.recipe.lora.use_lora:
-            with init_empty_weights(include_buffers=False):
-                model.add_adapters(adapters)
-        freeze(model, trainable_parts(name, stage))
-        components = counts(model)
-        weights = sum(c.total for c in components)
-        trained = sum(c.trainable for c in components)
-        memory = weights * BYTES_PER_WEIGHT + trained * BYTES_PER_TRAINED
-        stages.append(StagePlan(name, components, memory))
-    return Plan(views, tokens, model.projector.num_tokens(views, tokens[1]), stages)
+    size = recipe.image_processing.image_size or model.vision_backbone.image_size
+    image = recipe.image_processing.model_copy(update={"image_size": size})
+    views, tokens = len(views_of(image)), _tokens(model, size)
+    return Plan(
+        views=views,
+        tokens_per_view=tokens,
+        vision_tokens=model.projector.num_tokens(views, tokens[1]),
+        vocabulary=vocabulary,
+        stages=[_stage(model, settings, name) for name in stages or settings.training.stages],
+    )
+
+
+def _configs(models: ModelSettings) -> tuple[PreTrainedConfig, PreTrainedConfig]:
+    """Return the backbones' configurations; one error names all that cannot be had."""
+    try:
+        return backbone_configs(models)
+    except ConfigError as error:
+        named = {
+            "vision_name": models.vision_name if models.vision_config is None else None,
+            "language_model_name": (
+                models.language_model_name if models.language_config is None else None
+            ),
+        }
+        absent = [
+            f"models.{field} ({name})"
+            for field, name in named.items()
+            if name is not None and named_config(name) is None
+        ]
+        if len(absent) < 2:
+            raise
+        raise ConfigError(
+            f"{error} Neither backbone is on this machine: {' and '.join(absent)}. For a dry run "
+            "a folder with its config.json is enough."
+        ) from error
+
+
+def _vocabulary(settings: Settings) -> int | None:
+    """Return the tokens of an untrained language model, ``None`` while its texts do not exist."""
+    name = settings.models.tokenizer_name
+    texts = _texts(settings) if name is None else None
+    if name is None and texts is None:
+        return None
+    tokenizer = word_tokenizer(texts or ()) if name is None else load_tokenizer(name)
+    prepare_tokenizer(tokenizer)
+    return len(tokenizer)
+
+
+def _texts(settings: Settings) -> list[str] | None:
+    """Return the texts that a word tokenizer is made of, if all training tables are there."""
+    stages = [settings.training.stage_configs[name].data for name in settings.training.stages]
+    tables = {
+        table: None
+        for stage in stages
+        for table in (stage.csv_train if stage else ()) or settings.data.csv_train
+    }
+    if not tables or not all(Path(table).is_file() for table in tables):
+        return None
+    samples = read_tables(tables, data_dir=settings.paths.data_dir, check_images=False)
+    recipe = settings.recipe()
+    texts = [text for sample in samples for turn in sample.turns for text in turn]
+    return [*texts, recipe.system_messages.default, recipe.models.default_generation_prompt]
+
+
+def _stage(model: PanoramaVLM, settings: Settings, name: str) -> StagePlan:
+    """Prepare the model for a stage, as training would, and count."""
+    stage = settings.training.stage_configs[name]
+    adapters = stage.lora or (settings.lora if name == "finetune" else None)
+    if adapters is not None and adapters.use_lora and not model.recipe.lora.use_lora:
+        model.add_adapters(adapters)
+    freeze(model, trainable_parts(name, stage))
+    half = settings.environment.precision == "bf16-true"
+    memory = sum(
+        (1 + COPIES_OF_TRAINED * parameter.requires_grad)
+        * parameter.numel()
+        * (2 if half else parameter.element_size())
+        for parameter in model.parameters()
+    )
+    return StagePlan(name, counts(model), memory)
 
 
 def _tokens(model: PanoramaVLM, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the tokens of one view behind the tower and behind the resampler, without computing.
+    """Return the tokens of one view behind the tower and behind the resampler.
 
-    The modules run on torch's meta device, where only shapes are worked out.
+    Nothing is computed: on torch's meta device only shapes are worked out.
     """
-    parts = torch.nn.ModuleList((model.vision_backbone, model.resampler_module)).to("meta")
     with torch.no_grad():
-        features = parts[0](torch.empty(1, 3, *size, device="meta"))
-        resampled = parts[1](features)
+        pixels = torch.empty(1, 3, *size, device="meta")
+        features = model.vision_backbone(pixels)
+        resampled = model.resampler_module(features)
     return features.shape[1], resampled.shape[1]

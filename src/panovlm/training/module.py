@@ -53,7 +53,7 @@ class StageModule(lightning.LightningModule):
         if not torch.isfinite(loss):
             raise PanoVLMError(
                 f"the loss of stage {self.stage} became {loss.item()} at step {self.global_step} "
-                f"(rows {batch['sources']}). Lower lr, lengthen warmup_ratio, or set "
+                f"(rows {', '.join(batch['source'])}). Lower lr, lengthen warmup_ratio, or set "
                 "environment.precision to 32-true; continue from last.ckpt with --resume."
             )
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
@@ -65,8 +65,8 @@ class StageModule(lightning.LightningModule):
         loss = self._loss(batch, "val")
         self.log("val_loss", loss, prog_bar=True, on_epoch=True, batch_size=size, sync_dist=True)
 
-    def on_train_epoch_start(self) -> None:
-        """Keep frozen components in evaluation mode."""
+    def on_train_start(self) -> None:
+        """Keep frozen components in evaluation mode (a resumed epoch has no start of its own)."""
         rest_frozen(self.model)
 
     def _loss(self, batch: Batch, split: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -61,9 +62,13 @@ class StateFile:
                 "the experiment anew."
             ) from error
 
-    def clear(self) -> None:
-        """Forget the state, for a new run."""
-        self.path.unlink(missing_ok=True)
+    def forget(self, stages: Sequence[str]) -> None:
+        """Forget some stages, for a new run of them."""
+        left = {name: entry for name, entry in self.read().stages.items() if name not in stages}
+        if left:
+            self._write(left)
+        else:
+            self.path.unlink(missing_ok=True)
 
     def begin(self, stage: str, folder: Path) -> None:
         """Record that a stage runs; one that ran before keeps its start."""
@@ -78,7 +83,9 @@ class StateFile:
         self._put(stage, known.model_copy(update={"status": "completed", "completed_at": now()}))
 
     def _put(self, stage: str, entry: StageState) -> None:
-        stages = {**self.read().stages, stage: entry}
+        self._write({**self.read().stages, stage: entry})
+
+    def _write(self, stages: Mapping[str, StageState]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = RunState(stages=stages).model_dump_json(indent=2)
+        text = RunState(stages=dict(stages)).model_dump_json(indent=2)
         write_bytes(self.path, text.encode())

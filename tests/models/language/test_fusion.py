@@ -133,6 +133,11 @@ class TestByHand:
         assert_close(fused.inputs_embeds[0, 2:4], self.vision)
         assert_close(fused.inputs_embeds[0, 4:], embed(torch.tensor([0, 0])))
 
+    def test_a_placeholder_id_in_the_padding_is_padding(self):
+        fused = fuse([[1, 2, P, P]], [[1, 1, 0, 0]])
+        assert fused.attention_mask.tolist() == [[1, 1, 1, 1, 0, 0]]
+        assert_close(fused.inputs_embeds[0, :2], self.vision)
+
     def test_shorter_rows_are_padded_with_zeros_on_the_right(self):
         labels = torch.tensor([[5, 6, 7], [5, 6, 7]])
         fused = fuse([[P, 1, P], [1, 2, 3]], labels=labels)

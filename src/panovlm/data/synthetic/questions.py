@@ -104,8 +104,9 @@ def _about_scene(scene: Scene) -> list[Question]:
     places = [
         f"{_with_article(solid.colour, solid.shape)} is {solid.direction}" for solid in scene.solids
     ]
-    listed = f"{', '.join(places[:-1])}, and {places[-1]}"
-    caption = f"There are {number} objects in the room. {listed[0].upper()}{listed[1:]}."
+    listed = ", and ".join(filter(None, (", ".join(places[:-1]), places[-1])))
+    counted = "is one object" if len(places) == 1 else f"are {number} objects"
+    caption = f"There {counted} in the room. {listed[0].upper()}{listed[1:]}."
     return [
         Question("count", "How many objects are there?", number),
         Question("caption", "Describe the scene.", caption),

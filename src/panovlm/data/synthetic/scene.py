@@ -41,6 +41,9 @@ DIRECTIONS = (
 
 BEHIND = DIRECTIONS.index("behind you")
 
+FEWEST, MOST = 3, 5
+"""Solids in a scene."""
+
 CYLINDER_RADIUS, CYLINDER_HEIGHT, CUBE_EDGE = 0.75, 0.85, 0.72
 """Half extents of the shapes in units of :attr:`Solid.radius`, chosen to look equally large."""
 _BOUND: dict[Shape, float] = {
@@ -141,14 +144,14 @@ class Room:
 
 @dataclass(frozen=True)
 class Scene:
-    """A room and three to five solids in it, one at most in each of the eight sectors."""
+    """A room and up to five solids in it, one at most in each of the eight sectors."""
 
     room: Room
     solids: tuple[Solid, ...]
     """Clockwise from the sector in front."""
 
 
-def draw_scene(rng: Random) -> Scene:
+def draw_scene(rng: Random, fewest: int = FEWEST) -> Scene:
     """Draw a scene.
 
     All colours of the solids differ; sectors are equally probable; every solid is at least 2.5
@@ -157,9 +160,10 @@ def draw_scene(rng: Random) -> Scene:
 
     Args:
         rng: Source of chance; its state alone decides the scene.
+        fewest: Fewest solids.
     """
     room = _draw_room(rng)
-    count = rng.randint(3, 5)
+    count = rng.randint(fewest, MOST)
     sectors = sorted(rng.sample(range(8), count))
     colours = rng.sample(sorted(COLOURS), count)
     # Not inside the loop, whose rejections favour slim shapes.
@@ -195,7 +199,7 @@ def _behind_offset(rng: Random, solid: Solid) -> float:
 
 def _apart(solids: tuple[Solid, ...]) -> bool:
     neighbours = zip(solids, (*solids[1:], solids[0]), strict=True)
-    return all(
+    return len(solids) == 1 or all(
         (right.yaw - left.yaw) % 360 >= left.reach + right.reach + _GAP
         for left, right in neighbours
     )

@@ -16,7 +16,7 @@ from PIL import Image
 from panovlm.config.schema import SyntheticScenes
 from panovlm.data.synthetic.questions import Question, draw_questions
 from panovlm.data.synthetic.render import render
-from panovlm.data.synthetic.scene import draw_scene
+from panovlm.data.synthetic.scene import FEWEST, draw_scene
 from panovlm.errors import DataError
 
 VERSION = 1
@@ -129,7 +129,7 @@ def _write_scene(
 ) -> Iterator[tuple[object, ...]]:
     """Write the picture of one scene and yield its rows."""
     rng = Random(f"{settings.seed}/{split}/{number}")
-    scene = draw_scene(rng)
+    scene = draw_scene(rng, settings.train_fewest if split == "train" else FEWEST)
     picture = Image.fromarray(render(scene, settings.width))
     picture.save(folder / url, quality=95, subsampling=0)
     for question in draw_questions(scene, settings.questions_per_scene, rng):

@@ -1,0 +1,122 @@
+"""The result of resolving a checkpoint: its whole configuration, and where each part came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from panovlm.checkpoint.fields import FieldMap
+from panovlm.checkpoint.formats import Header
+from panovlm.checkpoint.infer import Inferred
+from panovlm.checkpoint.keys import KeyMap
+from panovlm.checkpoint.locate import Location
+from panovlm.checkpoint.metadata import CheckpointMetadata
+from panovlm.config.schema import Recipe
+from panovlm.errors import CheckpointError, ContradictionError
+
+SourceKind = Literal["override", "metadata", "weights", "default"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the value of one field came from."""
+
+    kind: SourceKind
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}" if self.detail else self.kind
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """One field that two sources describe differently."""
+
+    field: str
+    claimed: Any
+    claimed_by: str
+    observed: Any
+    observed_in: str
+    possible: bool = False
+    """Whether a model could be as claimed: the other side is a document, not the weights."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.field}: {self.claimed!r} ({self.claimed_by}) against {self.observed!r} "
+            f"({self.observed_in})"
+        )
+
+
+@dataclass
+class Resolution:
+    """The resolved configuration of one checkpoint.
+
+    Attributes:
+        config: the whole recipe.
+        sources: field (dotted, or its last part) → :class:`Source`.
+        conflicts: contradictions that nothing has settled; such a checkpoint does not load.
+        assumed: fields that decide outputs and that neither metadata nor weights tell.
+        notes: remarks for the reader.
+        metadata: the typed document of the checkpoint, if it has one of this format.
+        embedded: the typed document inside the file, which ``metadata`` may correct.
+    """
+
+    location: Location
+    header: Header
+    keys: KeyMap
+    inferred: Inferred
+    config: Recipe
+    sources: FieldMap[Source]
+    conflicts: list[Conflict]
+    assumed: list[str]
+    notes: list[str] = field(default_factory=list[str])
+    metadata: CheckpointMetadata | None = None
+    embedded: CheckpointMetadata | None = None
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint file."""
+        return self.location.checkpoint
+
+    def raise_conflicts(self) -> None:
+        """Stop if a contradiction is left.
+
+        Raises:
+            ContradictionError: both sides of each, and both ways out.
+        """
+        if not self.conflicts:
+            return
+        lines = "\n".join(f"  {conflict}" for conflict in self.conflicts)
+        other_way = ""
+        if all(conflict.possible for conflict in self.conflicts):
+            other_way = ' or the document\'s side with --prefer metadata (prefer="metadata"),'
+        raise ContradictionError(
+            f"{self.path}: metadata and weights contradict each other:\n{lines}\n"
+            "No model can be both. Take the weights' side with --prefer weights "
+            f'(prefer="weights"),{other_way} or mend the metadata for good with '
+            f"`panovlm add-metadata --checkpoint {self.path} --prefer weights`."
+        )
+
+    def raise_assumed(self) -> None:
+        """Stop if a field is assumed (strict loading).
+
+        Raises:
+            CheckpointError: the fields, and how to settle them.
+        """
+        if self.assumed:
+            lines = "\n".join(f"  {name} = {self.value(name)!r}" for name in self.assumed)
+            raise CheckpointError(
+                f"{self.path}: neither metadata nor weights tell these settings, and strict "
+                f"loading does not assume them:\n{lines}\n"
+                "Settle them with --set FIELD=VALUE, or for good with "
+                f"`panovlm add-metadata --checkpoint {self.path} --set FIELD=VALUE`."
+            )
+
+    def value(self, name: str) -> Any:
+        """Return the value of a field by dotted name (or its last part)."""
+        place: Any = self.config
+        for part in self.sources.full_name(name).split("."):
+            place = place[part] if isinstance(place, Mapping) else getattr(place, part)
+        return place

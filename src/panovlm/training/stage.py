@@ -1,0 +1,249 @@
+"""What one stage trains with: its model, its data, its trainer, its description."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from rich.console import Console
+
+from panovlm.checkpoint.fields import flatten
+from panovlm.checkpoint.load import load_checkpoint
+from panovlm.checkpoint.metadata import CheckpointMetadata, TrainingRecord
+from panovlm.checkpoint.save import describe_model
+from panovlm.config.schema import Settings, StageConfig
+from panovlm.data.module import PanoramaData
+from panovlm.data.samples import Sample
+from panovlm.errors import ConfigError
+from panovlm.models.assemble import new_model
+from panovlm.models.language.chat import resolve_max_length
+from panovlm.models.model import PanoramaVLM
+from panovlm.panorama.pipeline import ViewPipeline
+from panovlm.training.checkpoints import AtomicCheckpointIO, CheckpointWriter
+from panovlm.training.freeze import freeze, trainable_parts
+from panovlm.training.progress import ProgressLines
+from panovlm.training.rundir import checkpoint_stem, experiment_name
+from panovlm.training.tables import StageTables, Tables
+
+
+def stage_model(
+    settings: Settings, name: str, tables: Tables, upstream: Path | None
+) -> PanoramaVLM:
+    """Return the model that a stage starts with, in training mode, the right parts trainable.
+
+    Args:
+        settings: the experiment.
+        name: the stage.
+        tables: a word tokenizer is made of their texts when one is needed.
+        upstream: checkpoint to start from; ``None``: a new model.
+
+    Raises:
+        PanoVLMError: the model cannot be built or loaded, or nothing of it would be trained.
+    """
+    stage = settings.training.stage_configs[name]
+    if upstream is None:
+        recipe = settings.recipe()
+        own = (recipe.system_messages.default, recipe.models.default_generation_prompt)
+        model = new_model(settings, (text for part in (tables.texts(), own) for text in part))
+    else:
+        cpu = torch.device("cpu")
+        model = load_checkpoint(upstream, device=cpu, overrides=_recipe_overrides(settings))
+    lora = stage.lora or (settings.lora if name == "finetune" else None)
+    if lora is not None and lora.use_lora and not model.recipe.lora.use_lora:
+        model.add_adapters(lora)
+    freeze(model, trainable_parts(name, stage))
+    return model.train()
+
+
+def stage_data(
+    settings: Settings, name: str, model: PanoramaVLM, rows: StageTables, world_size: int
+) -> PanoramaData:
+    """Return the loaders of a stage, ready to use by ``world_size`` training processes.
+
+    Raises:
+        DataError: an image cannot be read (when all are read ahead).
+        ConfigError: validations would be further apart than an epoch is long.
+    """
+    training, stage = settings.training, settings.training.stage_configs[name]
+    reads_text = name != "vision"
+    chat = model.chat() if reads_text else None
+    length = None
+    if chat is not None and model.tokenizer is not None:
+        setting = stage.max_text_length or model.recipe.models.max_text_length
+        texts = (chat.training_text(sample.turns) for sample in rows.train)
+        length = resolve_max_length(setting, model.tokenizer, texts)
+    data = PanoramaData(
+        rows.train if reads_text else _one_per_image(rows.train),
+        rows.val if reads_text else _one_per_image(rows.val),
+        pipeline=ViewPipeline(model.recipe.image_processing),
+        chat=chat,
+        batch_size=stage.batch_size,
+        max_length=length,
+        questions_per_sample=stage.questions_per_sample if reads_text else 1,
+        seed=settings.environment.seed,
+        num_workers=training.num_workers,
+        augment=training.augment,
+        cache_views=training.cache_views,
+        skip_unreadable=settings.data.skip_unreadable_images,
+    )
+    data.setup("fit")
+    if rows.val:
+        _check_interval(name, stage, math.ceil(len(data.train_dataloader()) / world_size))
+    return data
+
+
+def _check_interval(name: str, stage: StageConfig, batches: int) -> None:
+    """Refuse validations that are further apart than an epoch of ``batches`` is long."""
+    interval = stage.val_check_interval
+    longest = 1.0 if isinstance(interval, float) else batches
+    if not 0 < interval <= longest:
+        raise ConfigError(
+            f"training.stage_configs.{name}.val_check_interval is {interval}, but an epoch has "
+            f"{batches} batches; give a number of batches from 1 to {batches}, or a fraction of an "
+            "epoch up to 1.0."
+        )
+
+
+def training_processes(settings: Settings) -> int:
+    """Return how many processes train an experiment on this machine, or all its machines.
+
+    Raises:
+        ConfigError: the devices that it asks for are not there, or its settings do not go together.
+    """
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return _trainer(settings, **quiet).world_size
+
+
+def stage_trainer(
+    settings: Settings, name: str, folder: Path, rows: StageTables, console: Console
+) -> lightning.Trainer:
+    """Return Lightning's trainer for a stage."""
+    training, stage = settings.training, settings.training.stage_configs[name]
+    stem = checkpoint_stem(settings, rows.train_files)
+    callbacks: list[lightning.Callback] = [
+        ProgressLines(console),
+        CheckpointWriter(folder, stem, training.checkpoint_every_n_steps),
+    ]
+    if console.is_terminal:
+        callbacks.append(RichProgressBar(leave=False))
+    if stage.patience and rows.val:
+        callbacks.append(EarlyStopping("val_loss", patience=stage.patience))
+    return _trainer(
+        settings,
+        default_root_dir=folder,
+        max_epochs=stage.epochs,
+        accumulate_grad_batches=stage.accumulate_grad_batches,
+        gradient_clip_val=stage.gradient_clip or None,
+        val_check_interval=stage.val_check_interval,
+        limit_val_batches=1.0 if rows.val else 0,
+        num_sanity_val_steps=0,
+        logger=_loggers(folder, training.wandb_project),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=console.is_terminal,
+        use_distributed_sampler=False,
+        log_every_n_steps=10,
+    )
+
+
+def describer(
+    model: PanoramaVLM, settings: Settings, name: str, rows: StageTables, upstream: Path | None
+) -> Callable[[int, int, float | None], CheckpointMetadata]:
+    """Return the function that describes a checkpoint of a stage."""
+    stage = settings.training.stage_configs[name]
+    data = {
+        "csv_train": list(rows.train_files),
+        "csv_val": list(rows.val_files),
+        "csv_test": list(settings.data.csv_test),
+        "data_dir": settings.paths.data_dir,
+        "train_rows": len(rows.train),
+        "val_rows": len(rows.val),
+    }
+
+    def describe(epoch: int, step: int, val_loss: float | None) -> CheckpointMetadata:
+        return describe_model(
+            model,
+            experiment_name=experiment_name(settings),
+            stage=name,
+            training=TrainingRecord(
+                epoch=epoch,
+                global_step=step,
+                val_loss=val_loss,
+                stage_config=stage.model_dump(mode="json"),
+                data=data,
+                upstream_checkpoint=str(upstream) if upstream else None,
+            ),
+        )
+
+    return describe
+
+
+def _trainer(settings: Settings, **arguments: Any) -> lightning.Trainer:
+    """Return a trainer in the experiment's environment."""
+    environment = settings.environment
+    try:
+        return lightning.Trainer(
+            accelerator=environment.accelerator,
+            devices=environment.devices,
+            strategy=environment.strategy,
+            precision=_precision(settings),
+            enable_model_summary=False,
+            **arguments,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        chosen = ", ".join(
+            f"environment.{field} {getattr(environment, field)}"
+            for field in ("accelerator", "devices", "strategy", "precision")
+        )
+        raise ConfigError(f"this machine cannot train with {chosen}: {error}") from error
+
+
+def _loggers(folder: Path, wandb_project: str | None) -> list[Logger]:
+    """Return the CSV and TensorBoard logs, and W&B when a project is named.
+
+    A continued stage writes a new CSV file beside those before.
+    """
+    loggers: list[Logger] = [
+        CSVLogger(folder, name="logs/csv"),
+        TensorBoardLogger(folder, name="logs", version="tensorboard"),
+    ]
+    if wandb_project is not None:
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(project=wandb_project, save_dir=folder))
+    return loggers
+
+
+def _recipe_overrides(settings: Settings) -> dict[str, Any]:
+    """Return the recipe fields that an experiment decides anew when it starts from a checkpoint.
+
+    Backbones, tokenizer and adapters are those of the checkpoint.
+    """
+    kept = ("vision_config", "language_config", "vision_name", "language_model_name")
+    kept = (*kept, "tokenizer_name", "layout", "vicreg_projector_dim", "vicreg_projector_hidden")
+    return {
+        name: value
+        for name, value in flatten(settings.recipe()).items()
+        if name.split(".")[-1] not in kept and not name.startswith("lora.") and value is not None
+    }
+
+
+def _one_per_image(samples: Sequence[Sample]) -> list[Sample]:
+    """Return one row per panorama, for a stage that reads no text."""
+    return list({sample.image: sample for sample in reversed(samples)}.values())[::-1]
+
+
+def _precision(settings: Settings) -> Any:
+    """Return Lightning's precision: bf16 autocast on a GPU that has it, else float32."""
+    chosen = settings.environment.precision
+    if chosen != "auto":
+        return chosen
+    accelerated = settings.environment.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+    return "bf16-mixed" if accelerated and torch.cuda.is_bf16_supported() else "32-true"
