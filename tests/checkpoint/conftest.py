@@ -53,3 +53,13 @@ def build(original, backbones):
         return built[key]
 
     return of
+
+
+@pytest.fixture
+def write(files, backbones, tmp_path):
+    """Write a run folder of the original system in ``tmp_path``; see ``files.write_run``."""
+
+    def run(model, **options):
+        return files.write_run(tmp_path, model, backbones, **options)
+
+    return run

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from panovlm.checkpoint.fields import flatten
-from panovlm.checkpoint.resolve import Resolution
+from panovlm.checkpoint.resolution import Resolution
 
 WIDE = 60
 

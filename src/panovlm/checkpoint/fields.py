@@ -37,6 +37,7 @@ TRAINING_ONLY = frozenset(
 """Fields that change training, never what a loaded model computes."""
 
 _CROP = "image_processing.crop_strategy"
+_PROCESSOR = "image_processing.use_vision_processor"
 _ANYRES = frozenset({"anyres", "anyres_max", "anyres_e2p"})
 
 BEARING: tuple[tuple[str, str, frozenset[Any]], ...] = (
@@ -51,9 +52,11 @@ BEARING: tuple[tuple[str, str, frozenset[Any]], ...] = (
     ),
     ("image_processing.anyres_patch_size", _CROP, frozenset({"anyres_e2p"})),
     ("image_processing.anyres_max_patches", _CROP, frozenset({"anyres", "anyres_max"})),
-    ("image_processing.image_", "image_processing.normalize", frozenset({True})),
-    ("image_processing.image_", "image_processing.use_vision_processor", frozenset({False})),
-    ("image_processing.normalize", "image_processing.use_vision_processor", frozenset({False})),
+    ("image_processing.normalize", _PROCESSOR, frozenset({False})),
+    ("image_processing.image_mean", _PROCESSOR, frozenset({False})),
+    ("image_processing.image_std", _PROCESSOR, frozenset({False})),
+    ("image_processing.image_mean", "image_processing.normalize", frozenset({True})),
+    ("image_processing.image_std", "image_processing.normalize", frozenset({True})),
 )
 """Fields (or beginnings of their names) that decide something only where another field has one of
 some values."""

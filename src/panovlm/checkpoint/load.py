@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from panovlm.checkpoint.formats import load_tensors, read_attachments
 from panovlm.checkpoint.plan import Proof, prove
-from panovlm.checkpoint.resolve import Prefer, Resolution, resolve
+from panovlm.checkpoint.resolution import Resolution
+from panovlm.checkpoint.resolve import resolve
+from panovlm.checkpoint.settling import Prefer
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError, ContradictionError, PanoVLMError
 from panovlm.models.configuration import PanoramaVLMConfig
@@ -24,7 +26,7 @@ from panovlm.models.language.tokenizer import (
     tokenizer_from_files,
 )
 from panovlm.models.model import PanoramaVLM
-from panovlm.models.vision.pretrained import tower_config
+from panovlm.models.vision.pretrained import tower_config, tower_processor
 
 
 def load_checkpoint(
@@ -62,19 +64,28 @@ def complete(resolution: Resolution) -> Recipe:
     Raises:
         CheckpointError: its configuration cannot be had.
     """
-    models = resolution.config.models
+    models, image = resolution.config.models, resolution.config.image_processing
     found: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
     if models.vision_config is None:
         named = _ask(tower_config, models.vision_name, "vision", resolution)
         found["vision_config"] = named.to_dict()
+        if image.vision_processor is None:
+            seen["vision_processor"] = _ask(
+                tower_processor, models.vision_name, "vision", resolution
+            )
     if models.language_config is None:
         named = _ask(language_config, models.language_model_name, "language", resolution)
-        rows = resolution.inferred.fields["models.language_config.vocab_size"].value
-        found["language_config"] = {**named.to_dict(), "vocab_size": rows}
-    if not found:
-        return resolution.config
-    update = {"models": {**models.model_dump(), **found}}
-    resolution.config = resolution.config.model_copy(update=update)
+        found["language_config"] = named.to_dict()
+        rows = resolution.inferred.fields.get("models.language_config.vocab_size")
+        if rows is not None:
+            found["language_config"]["vocab_size"] = rows.value
+    if found:
+        update = {
+            "models": {**models.model_dump(), **found},
+            "image_processing": {**image.model_dump(), **seen},
+        }
+        resolution.config = resolution.config.model_copy(update=update)
     return resolution.config
 
 
@@ -206,10 +217,10 @@ def find_tokenizer(resolution: Resolution) -> PreTrainedTokenizerBase | None:
     """
     location = resolution.location
     files = read_attachments(location.checkpoint)
-    if not files and location.tokenizer is not None:
-        files = {p.name: p.read_bytes() for p in sorted(location.tokenizer.iterdir())}
     if files:
         return tokenizer_from_files(files)
+    if location.tokenizer is not None:
+        return load_tokenizer(str(location.tokenizer))
     models = resolution.config.models
     name = models.tokenizer_name or models.language_model_name
     try:
@@ -217,5 +228,12 @@ def find_tokenizer(resolution: Resolution) -> PreTrainedTokenizerBase | None:
     except PanoVLMError as error:
         resolution.notes.append(f"no tokenizer: {error}")
         return None
-    prepare_tokenizer(tokenizer)
+    grown = prepare_tokenizer(tokenizer)
+    rows = resolution.inferred.fields.get("models.language_config.vocab_size")
+    if grown and rows is not None and rows.value != len(tokenizer):
+        raise CheckpointError(
+            f"{resolution.path} has {rows.value} token embeddings, but the tokenizer of {name!r} "
+            f"has {len(tokenizer)} tokens with those that training added; they do not belong "
+            "together. Name the one that it was trained with: --set models.tokenizer_name=FOLDER."
+        )
     return tokenizer

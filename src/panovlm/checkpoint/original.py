@@ -106,7 +106,10 @@ def from_adapter_config(raw: Mapping[str, Any]) -> Fields:
         "lora_dropout": "dropout",
         "target_modules": "target_modules",
     }
-    return stated({f"lora.{ours}": raw.get(theirs) for theirs, ours in names.items()})
+    fields = {f"lora.{ours}": raw.get(theirs) for theirs, ours in names.items()}
+    if isinstance(fields["lora.target_modules"], str):  # a pattern; the weights show what it met
+        del fields["lora.target_modules"]
+    return stated(fields)
 
 
 def from_run_config(mapping: Mapping[str, Any]) -> Fields:

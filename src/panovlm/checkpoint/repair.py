@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from panovlm.checkpoint.atomic import write_bytes
 from panovlm.checkpoint.locate import SIDECAR
 from panovlm.checkpoint.metadata import (
     CheckpointMetadata,
@@ -15,8 +16,9 @@ from panovlm.checkpoint.metadata import (
     library_versions,
     now,
 )
-from panovlm.checkpoint.atomic import write_bytes
-from panovlm.checkpoint.resolve import Prefer, Resolution, resolve
+from panovlm.checkpoint.resolution import Resolution
+from panovlm.checkpoint.resolve import resolve
+from panovlm.checkpoint.settling import Prefer
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def add_metadata(
         CheckpointError: the checkpoint cannot be opened.
         ContradictionError: a contradiction is left that ``prefer`` does not settle.
     """
-    resolution = _resolve_past_fingerprint(path, overrides, prefer)
+    resolution = resolve(path, overrides, prefer=prefer)
     resolution.raise_conflicts()
     sidecar = resolution.path.parent / SIDECAR
     document = _document(resolution)
@@ -60,16 +62,6 @@ def add_metadata(
     if not dry_run:
         write_bytes(sidecar, document.to_json().encode())
     return Repair(sidecar, resolution, written=not dry_run)
-
-
-def _resolve_past_fingerprint(
-    path: Path, overrides: Mapping[str, Any] | None, prefer: Prefer | None
-) -> Resolution:
-    """Resolve; with ``prefer="weights"`` a document of other weights is settled too."""
-    resolution = resolve(path, overrides, prefer=prefer)
-    if prefer == "weights":
-        resolution.conflicts = [c for c in resolution.conflicts if c.field != "fingerprint"]
-    return resolution
 
 
 def _document(resolution: Resolution) -> CheckpointMetadata:
@@ -87,6 +79,7 @@ def _document(resolution: Resolution) -> CheckpointMetadata:
         experiment_name=known.experiment_name if known else "",
         stage=known.stage if known else "",
         fingerprint=fingerprint(names),
+        amends=_amended(resolution),
         recipe=resolution.config,
         assumed=tuple(resolution.assumed),
         tokenizer=known.tokenizer if known else {},
@@ -94,6 +87,14 @@ def _document(resolution: Resolution) -> CheckpointMetadata:
         versions=known.versions if known else library_versions(),
         created_at=known.created_at if known else now(),
     )
+
+
+def _amended(resolution: Resolution) -> str:
+    """Return the digest of the copy inside the file, if that copy says something else."""
+    embedded = resolution.embedded
+    if embedded is None or embedded.recipe == resolution.config:
+        return ""
+    return embedded.digest()
 
 
 def _same(resolution: Resolution, document: CheckpointMetadata) -> bool:

@@ -7,21 +7,27 @@ neither tells is listed as assumed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
-from panovlm.checkpoint.backbones import BACKBONES, settle_backbone
 from panovlm.checkpoint.fields import RESAMPLER, FieldMap, bears, defaults, nest
 from panovlm.checkpoint.formats import read_header
 from panovlm.checkpoint.infer import Inferred, infer
-from panovlm.checkpoint.keys import KeyMap, map_keys
+from panovlm.checkpoint.keys import map_keys
 from panovlm.checkpoint.locate import Location, locate
 from panovlm.checkpoint.metadata import fingerprint
 from panovlm.checkpoint.original import CERTAIN
-from panovlm.checkpoint.resolution import Conflict, Resolution, Source, SourceKind
+from panovlm.checkpoint.resolution import Conflict, Resolution, Source
+from panovlm.checkpoint.settle_backbones import (
+    BACKBONES,
+    LANGUAGE,
+    settle_backbone,
+    settle_image_size,
+)
+from panovlm.checkpoint.settling import OVERRIDE, Prefer, Settling, kind_of, plain
 from panovlm.checkpoint.shapes import Observed
 from panovlm.checkpoint.sources import Claims, DocumentReader
 from panovlm.config.legacy import ORIGINAL_DEFAULTS
@@ -29,3 +35,217 @@ from panovlm.config.load import apply_recipe_overrides
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError
 from panovlm.models.resamplers import recipe as resampler_recipe
+
+__all__ = ["Conflict", "Prefer", "Resolution", "Source", "resolve"]
+
+TYPE = "models.resampler_type"
+LAYOUT = "models.layout"
+TARGETS = "lora.target_modules"
+
+
+def resolve(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    prefer: Prefer | None = None,
+) -> Resolution:
+    """Resolve the configuration of a checkpoint without reading tensor data.
+
+    Args:
+        path: checkpoint file or folder.
+        overrides: settings by dotted name (a last part is enough where it is unambiguous).
+        prefer: which side wins where metadata and weights contradict each other. A document of
+            other weights is left out with ``"weights"`` and believed with ``"metadata"``; of two
+            documents the one inside the file wins with ``"weights"``, the one beside it with
+            ``"metadata"``.
+
+    Returns:
+        The resolution; contradictions are listed in ``.conflicts``, not raised.
+
+    Raises:
+        CheckpointError: the file cannot be opened or is no PanoVLM checkpoint.
+        ContradictionError: the tensors themselves do not fit together.
+        ConfigError: an override is unknown or wrong.
+    """
+    location = locate(Path(path))
+    header = read_header(location.checkpoint)
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    keys = map_keys(shapes)
+    inferred = infer(keys.shapes(shapes))
+    actual = fingerprint(keys.shapes(shapes))
+    documents = DocumentReader(
+        location,
+        header,
+        keys.layout,
+        resampler_type=inferred.resampler.name,
+        accept=lambda document: prefer != "weights" or document.fingerprint == actual,
+    ).read()
+    claims = documents.claims
+    if prefer == "weights" and documents.embedded is not None:
+        claims = sorted(claims, key=lambda claim: claim.document != documents.embedded)
+    if overrides:
+        stated = apply_recipe_overrides(overrides, inferred.resampler.name)
+        claims = [Claims(OVERRIDE, stated), *claims]
+    settling = Settling(keys, inferred, claims, prefer)
+    _settle(settling)
+    if prefer is None:
+        settling.conflicts += _other_weights(claims, actual, location.checkpoint.name)
+    carried = bool(header.attachments) or location.tokenizer is not None
+    resolution = Resolution(
+        location=location,
+        header=header,
+        keys=keys,
+        inferred=inferred,
+        config=_validated(settling.values, location),
+        sources=FieldMap(settling.sources),
+        conflicts=settling.conflicts,
+        assumed=_bearing(settling, carries_tokenizer=carried),
+        notes=[*documents.notes, *inferred.notes, *settling.notes, *_differences(settling)],
+        metadata=next((claim.document for claim in claims if claim.document), None),
+        embedded=documents.embedded,
+    )
+    _check_adapters(resolution)
+    return resolution
+
+
+def _settle(settling: Settling) -> None:
+    """Decide the type of the resampler, then every field that this type has."""
+    _settle_field(settling, TYPE, "mlp")
+    if settling.prefer is None:
+        settling.conflicts += _rivals(settling)
+    known = defaults(str(settling.values[TYPE]))
+    if settling.keys.layout == "original":
+        known |= {name: value for name, value in ORIGINAL_DEFAULTS.items() if name in known}
+    known[LAYOUT] = settling.keys.layout
+    for name, default in known.items():
+        if name not in BACKBONES and name != TYPE:
+            _settle_field(settling, name, default)
+    for name in BACKBONES:
+        settle_backbone(settling, name)
+    settle_image_size(settling)
+
+
+def _settle_field(settling: Settling, name: str, default: Any) -> None:
+    """Give one field its value and source."""
+    claim, observed = settling.claim(name), settling.inferred.fields.get(name)
+    if claim is None:
+        if observed is None:
+            _settle_default(settling, name, default)
+        else:
+            settling.set(name, observed.value, Source("weights", observed.evidence))
+        return
+    value, source = claim.values[name], Source(kind_of(claim), claim.origin)
+    if observed is not None and not _agrees(settling.inferred, name, value, observed):
+        value = settling.contradict(name, value, claim.origin, observed)
+        if settling.prefer == "weights":
+            source = Source("weights", observed.evidence)
+    elif observed is not None and name == TARGETS and set(value) != set(observed.value):
+        value = observed.value
+    settling.set(name, value, source, assumed=observed is None and name in claim.assumed)
+
+
+def _settle_default(settling: Settling, name: str, default: Any) -> None:
+    """Take the default of a field that nobody states and no shape shows."""
+    original = settling.keys.layout == "original"
+    detail = f"default of {'the original system' if original else 'PanoVLM'}"
+    section = name.split(".")[0]
+    closed = next((claim.origin for claim in settling.claims if section in claim.closed), None)
+    if closed is not None:
+        detail += f"; {closed} says nothing else"
+    certain = closed is not None or (original and name in CERTAIN) or name == LAYOUT
+    settling.set(name, default, Source("default", detail), assumed=not certain)
+
+
+def _agrees(inferred: Inferred, name: str, claimed: Any, observed: Observed) -> bool:
+    """Tell whether a claim can be true of these weights."""
+    if name.startswith(f"{RESAMPLER}."):
+        return inferred.resampler.agrees(name.removeprefix(f"{RESAMPLER}."), claimed, inferred.seen)
+    if name == TYPE and isinstance(claimed, str):
+        return resampler_recipe(claimed).name == observed.value
+    if name == TARGETS:
+        # A target that names no layer of this language model was never adapted.
+        return {str(target).rpartition(".")[2] for target in claimed} >= set(observed.value)
+    return bool(plain(claimed) == plain(observed.value))
+
+
+def _rivals(settling: Settling) -> list[Conflict]:
+    """Return the fields that two documents of this format state differently."""
+    own = [claim for claim in settling.claims if claim.document is not None]
+    if len(own) < 2:
+        return []
+    first, second = own[0], own[1]
+    return [
+        Conflict(name, value, first.origin, second.values[name], second.origin, possible=True)
+        for name, value in first.values.items()
+        if name in second.values
+        and plain(value) != plain(second.values[name])
+        and name not in settling.inferred.fields
+        and settling.claim(name) is first
+    ]
+
+
+def _other_weights(claims: Sequence[Claims], actual: str, file: str) -> list[Conflict]:
+    """Return the documents that were written for other weights."""
+    return [
+        Conflict(
+            "fingerprint",
+            claim.document.fingerprint,
+            f"{claim.origin} was written for other weights",
+            actual,
+            file,
+            possible=True,
+        )
+        for claim in claims
+        if claim.document is not None and claim.document.fingerprint != actual
+    ]
+
+
+def _bearing(settling: Settling, *, carries_tokenizer: bool) -> list[str]:
+    """Return the assumed fields that decide what the model computes."""
+    observability = settling.inferred.resampler.observability
+    # What shapes would show and these do not has no bearing on these weights.
+    idle = {f"{RESAMPLER}.{key}" for key, how in observability.items() if how == "observable"}
+    if carries_tokenizer or settling.sources[BACKBONES[LANGUAGE]].kind != "weights":
+        idle.add("models.tokenizer_name")  # where none is stated, it is the language model's own
+    return [n for n in settling.assumed if n not in idle and bears(n, settling.values)]
+
+
+def _differences(settling: Settling) -> list[str]:
+    """Return notes about fields of which a weaker document says otherwise than the one taken."""
+    notes: list[str] = []
+    for name, source in settling.sources.items():
+        if source.kind != "metadata" or not bears(name, settling.values):
+            continue
+        taken = settling.values[name]
+        for claim in settling.claims:
+            other = claim.values.get(name)
+            if other is not None and claim.document is None and plain(other) != plain(taken):
+                notes.append(f"{name}: {taken!r} ({source.detail}); {claim.origin} says {other!r}")
+    return notes
+
+
+def _validated(values: Mapping[str, Any], location: Location) -> Recipe:
+    """Type the resolved fields."""
+    nested = nest(values)
+    try:
+        return Recipe.model_validate(nested)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise CheckpointError(
+            f"{location.checkpoint}: the resolved setting {where} cannot be used: "
+            f"{problem['msg']} (got {problem.get('input')!r}). Mend the metadata, or override it "
+            f"with --set {where}=VALUE."
+        ) from error
+
+
+def _check_adapters(resolution: Resolution) -> None:
+    """Refuse to guess whether adapters in their own folder belong to weights without adapters."""
+    adapters = resolution.location.adapters
+    stated = resolution.sources["lora.use_lora"].kind == "override"
+    if adapters is None or resolution.config.lora.use_lora or stated:
+        return
+    raise CheckpointError(
+        f"{resolution.path} holds no adapters, but {adapters} stands beside it. If they are merged "
+        "into the weights or shall not be used, say so with --set lora.use_lora=false."
+    )

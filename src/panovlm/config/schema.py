@@ -98,13 +98,21 @@ class ModelSettings(StrictModel):
     vicreg_projector_hidden: int | None = Field(default=None, ge=1)
     """Hidden width of that head; unset: ``vicreg_projector_dim``."""
     vicreg_projector_depth: int = Field(default=2, ge=1)
+    """Linear layers of that head."""
     vicreg_projector_ln: bool = True
+    """LayerNorm after each hidden layer of that head."""
     vicreg_loss_weight: float = Field(default=1.0, ge=0)
+    """Factor of the whole overlap loss; 0 switches it off."""
     vicreg_similarity_weight: float = Field(default=25.0, ge=0)
+    """Weight of the term that makes overlapping tokens equal."""
     vicreg_variance_weight: float = Field(default=25.0, ge=0)
+    """Weight of the term that keeps every channel spread out."""
     vicreg_covariance_weight: float = Field(default=1.0, ge=0)
+    """Weight of the term that keeps channels from repeating each other."""
     vicreg_gamma: float = Field(default=1.0, gt=0)
+    """Standard deviation that every channel shall have at least."""
     vicreg_mode: Literal["pairwise", "batchwise"] = "pairwise"
+    """Variance and covariance over the tokens of one pair of views, or of all pairs together."""
 
     overlap_ratio: Fraction = 0.5
     """Fraction of a view's width that it shares with the next one, as the model uses it for
@@ -119,12 +127,18 @@ class ModelSettings(StrictModel):
     pe_enable_continuity: bool = True
     """Positions follow the overlap of neighbouring views (true) or count views (false)."""
     pe_temperature: float = Field(default=10000.0, gt=1)
+    """Base of the wavelengths of the sinusoids."""
     pe_dropout: Fraction = 0.0
+    """Dropout after the positions were added; training only."""
     stitching_mode: Literal["drop_overlap", "stride_views", "concat", "resample"] = "drop_overlap"
+    """How the views' token grids become one strip: without the columns that a view shares with the
+    one before (``drop_overlap``, ``stride_views``), side by side, or resampled at even places."""
     stitch_target_cols: int = Field(default=0, ge=0)
     """Columns of the ``resample`` mode; 0: as many as there are distinct ones."""
     stitch_target_to_view_width: bool = False
+    """In the ``resample`` mode: as many columns as one view has."""
     stitch_interp: Literal["nearest", "linear"] = "nearest"
+    """Interpolation of the ``resample`` mode."""
 
     use_text_projection: bool = False
     """Linear on the text embeddings, applied in stage resampler only."""
@@ -136,6 +150,7 @@ class ModelSettings(StrictModel):
     max_text_length: TextLength = 512
     """Tokens of text per sample; longer text is cut."""
     default_generation_prompt: str = "Describe the panoramic scene."
+    """What is asked where no question is given."""
     layout: Layout = "panovlm-1"
     """Which family of checkpoints this model belongs to. It decides only what is assumed for a
     file whose metadata is lost: the defaults of today, or those of the original system."""
@@ -174,6 +189,7 @@ class ImageProcessing(StrictModel):
     """How a panorama becomes the views that the vision tower sees."""
 
     crop_strategy: CropStrategy = "anyres_e2p"
+    """Which views are cut; docs/panoramas.md shows each strategy."""
     image_size: Size | None = None
     """Pixels of one view; unset: the tower's own size."""
     overlap_ratio: Fraction = 0.5
@@ -187,19 +203,26 @@ class ImageProcessing(StrictModel):
     anyres_patch_size: int = Field(default=336, ge=8)
     """Side of the letterboxed whole view of the any-resolution strategies, in pixels."""
     anyres_max_patches: int = Field(default=12, ge=1)
+    """Views of ``anyres`` and ``anyres_max`` besides the whole panorama."""
     normalize: bool = True
+    """Subtract the mean and divide by the standard deviation of each channel."""
     image_mean: tuple[float, float, float] | None = None
     """Per channel; unset: the tower's processor, else ImageNet."""
     image_std: tuple[float, float, float] | None = None
+    """Per channel; unset: as for ``image_mean``."""
 
 
 class LoRASettings(StrictModel):
     """Low-rank adapters on the language model, used in stage finetune."""
 
     use_lora: bool = False
+    """Whether there are adapters."""
     rank: int = Field(default=32, ge=1)
+    """Inner width r of an adapter."""
     alpha: float = Field(default=64, gt=0)
+    """Numerator of an adapter's scale, alpha / rank."""
     dropout: Fraction = 0.1
+    """Dropout before an adapter; training only."""
     target_modules: tuple[str, ...] = (
         "q_proj",
         "k_proj",
@@ -209,27 +232,37 @@ class LoRASettings(StrictModel):
         "up_proj",
         "down_proj",
     )
+    """Names of the Linear layers that get an adapter."""
 
 
 class Generation(StrictModel):
     """How answers are generated."""
 
     max_new_tokens: int = Field(default=128, ge=1)
+    """Longest answer, in tokens."""
     min_new_tokens: int = Field(default=0, ge=0)
+    """Shortest answer, in tokens."""
     do_sample: bool = False
     """False: always the most probable token, so that an evaluation can be repeated exactly."""
     temperature: float = Field(default=0.6, gt=0)
+    """Divides the logits; only when sampling."""
     top_p: float = Field(default=0.95, gt=0, le=1)
+    """Smallest set of tokens whose probabilities reach this sum; only when sampling."""
     top_k: int = Field(default=20, ge=0)
+    """Most tokens to choose from, 0 for all; only when sampling."""
     repetition_penalty: float = Field(default=1.0, gt=0)
+    """Penalty of tokens that were there before; 1 is none."""
     length_penalty: float = 1.0
+    """Above 0 favours longer answers; only with several beams."""
     num_beams: int = Field(default=1, ge=1)
+    """Beams of the search; 1 is greedy (or sampling)."""
 
 
 class SystemMessages(StrictModel):
     """System message of the conversation; an empty string drops it."""
 
     default: str = DEFAULT_SYSTEM_MESSAGE
+    """First message of every conversation."""
 
 
 class Recipe(StrictModel):
@@ -248,15 +281,20 @@ class Experiment(StrictModel):
     name: str = ""
     """Empty or ``auto``: made from the names of the parts."""
     auto_name: bool = False
+    """Make the name from the parts although one is given."""
     description: str = ""
+    """For people; nothing reads it."""
 
 
 class Environment(StrictModel):
     """Machine and reproducibility."""
 
     seed: int = Field(default=42, ge=0)
+    """Seed of initial weights, order of the data and augmentation."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    """Where training runs."""
     devices: int | Literal["auto"] = "auto"
+    """How many devices."""
     strategy: str = "auto"
     """Lightning's name of the distribution strategy."""
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "auto"
@@ -271,8 +309,11 @@ class Trainable(StrictModel):
     vision_blocks: int = Field(default=0, ge=-1)
     """Last n blocks of the vision tower; 0 none, -1 the whole tower."""
     resampler: bool = True
+    """The resampler."""
     vicreg_projector: bool = False
+    """The head of the overlap loss."""
     projector: bool = False
+    """The Linear between resampler and language model."""
     language_model: bool = False
     """The whole language model (its adapters, if any, are trained in any case)."""
 
@@ -281,7 +322,9 @@ class StageData(StrictModel):
     """Training and validation tables of one stage."""
 
     csv_train: tuple[str, ...] = ()
+    """Training tables."""
     csv_val: tuple[str, ...] = ()
+    """Validation tables."""
 
     @field_validator("csv_train", "csv_val", mode="before")
     @classmethod
@@ -293,14 +336,19 @@ class StageConfig(StrictModel):
     """One training stage."""
 
     epochs: int = Field(default=1, ge=1)
+    """Passes over the training tables."""
     lr: float = Field(default=2e-5, gt=0)
+    """Highest learning rate."""
     batch_size: int = Field(default=1, ge=1)
+    """Panoramas per step of one device."""
     accumulate_grad_batches: int = Field(default=2, ge=1)
+    """Batches per optimizer step."""
     warmup_ratio: Fraction = 0.1
     """Fraction of the optimizer steps with rising learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Fall of the learning rate after the warm-up, to zero for cosine and linear."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decay of matrices; vectors and Mamba's ``A_log`` have none."""
     gradient_clip: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 switches clipping off."""
     max_text_length: TextLength | None = None
@@ -339,11 +387,15 @@ class Training(StrictModel):
     """The stages and what they share."""
 
     prefix: str = ""
+    """Name of result files, and of the experiment where that has no name."""
     stages: tuple[str, ...] = STAGES
+    """Stages to run, in this order."""
     stage_configs: dict[str, StageConfig]
+    """One block per stage."""
     num_workers: int = Field(default=2, ge=0)
     """Processes that load panoramas; 0: the training process itself."""
     eval_batch_size: int = Field(default=8, ge=1)
+    """Questions per batch of an evaluation."""
     system_msg: str | None = None
     """Overrides ``system_messages.default`` when given."""
     augment: bool = False
@@ -353,6 +405,7 @@ class Training(StrictModel):
     checkpoint_every_n_steps: int = Field(default=500, ge=1)
     """Optimizer steps between two writes of last.ckpt."""
     wandb_project: str | None = None
+    """Project to log to with Weights & Biases (to be installed besides); unset: no such log."""
 
     @field_validator("stage_configs", mode="before")
     @classmethod
@@ -381,26 +434,35 @@ class SyntheticScenes(StrictModel):
     root: str
     """Folder for images and tables (train.csv, val.csv, test.csv)."""
     train_scenes: int = Field(default=2000, ge=1)
+    """Panoramas of train.csv."""
     val_scenes: int = Field(default=50, ge=1)
+    """Panoramas of val.csv."""
     test_scenes: int = Field(default=200, ge=1)
+    """Panoramas of test.csv."""
     train_fewest: int = Field(default=3, ge=1, le=5)
     """Fewest objects in a training scene; scenes with one or two are an easier start. Validation
     and test scenes have three to five."""
     questions_per_scene: int = Field(default=8, ge=1)
+    """Most rows per panorama."""
     width: int = Field(default=256, ge=128)
     """Pixels of the panorama's width; its height is half of that."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the scenes."""
 
 
 class Data(StrictModel):
     """Tables of image paths and texts."""
 
     csv_train: tuple[str, ...] = ()
+    """Training tables."""
     csv_val: tuple[str, ...] = ()
+    """Validation tables."""
     csv_test: tuple[str, ...] = ()
+    """Tables of an evaluation."""
     skip_unreadable_images: bool = False
     """Leave rows out, counted and listed, whose image cannot be read; otherwise it is an error."""
     synthetic: SyntheticScenes | None = None
+    """Scenes to make first; unset: none."""
 
     @field_validator("csv_train", "csv_val", "csv_test", mode="before")
     @classmethod
@@ -412,7 +474,9 @@ class Paths(StrictModel):
     """Folders that PanoVLM writes to and reads from."""
 
     runs_dir: str = "runs"
+    """Folder of all run folders."""
     eval_dir: str = "results/eval_results"
+    """Folder of evaluation results."""
     data_dir: str = ""
     """Base of relative image paths in tables; empty: the table's own folder."""
     pretrained_dir: str | None = None

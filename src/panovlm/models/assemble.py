@@ -66,9 +66,7 @@ def _settle_image_processing(model: PanoramaVLM, *, pretrained: bool) -> None:
     if image.vision_processor is None and pretrained:
         update["vision_processor"] = tower_processor(models.vision_name)
     settled = image.model_copy(update=update)
-    model.set_recipe(
-        model.recipe.model_copy(update={"image_processing": settled.model_dump()})
-    )
+    model.set_recipe(model.recipe.model_copy(update={"image_processing": settled.model_dump()}))
 
 
 def backbone_configs(models: ModelSettings) -> tuple[PreTrainedConfig, PreTrainedConfig]:

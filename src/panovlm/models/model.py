@@ -33,7 +33,7 @@ from panovlm.panorama.pipeline import ViewPipeline
 from panovlm.panorama.views import leading_global
 
 if TYPE_CHECKING:
-    from panovlm.checkpoint.resolve import Resolution
+    from panovlm.checkpoint.resolution import Resolution
 
 
 class PanoramaVLM(PreTrainedModel):
@@ -70,9 +70,7 @@ class PanoramaVLM(PreTrainedModel):
         self.vision_backbone = VisionBackbone(
             config.vision_config, use_norm=models.use_vicreg_norm, encoder=encoder
         )
-        self.resampler_module = ResamplerModule(
-            models, vision_dim=self.vision_backbone.hidden_size
-        )
+        self.resampler_module = ResamplerModule(models, vision_dim=self.vision_backbone.hidden_size)
         self.vicreg_projector = VICRegProjector(models) if models.use_vicreg_projector else None
         self.language_model: nn.Module = language_model or build_language_model(config.text_config)
         width = config.text_config.get_text_config().hidden_size
@@ -273,13 +271,14 @@ class PanoramaVLM(PreTrainedModel):
         """Make ``tokenizer`` the model's own.
 
         Raises:
-            ConfigError: it has another number of tokens than the embedding table has rows.
+            ConfigError: it has more tokens than the embedding table has rows (the table may be
+                padded beyond the vocabulary).
         """
         rows = cast(Tensor, self.get_input_embeddings().weight).shape[0]
-        if len(tokenizer) != rows:
+        if len(tokenizer) > rows:
             raise ConfigError(
                 f"the tokenizer has {len(tokenizer)} tokens, the language model's embedding table "
-                f"{rows} rows; they do not belong together. Set models.tokenizer_name to the "
+                f"only {rows} rows; they do not belong together. Set models.tokenizer_name to the "
                 "tokenizer that the model was trained with."
             )
         self.tokenizer = tokenizer

@@ -29,6 +29,9 @@ class StageModule(lightning.LightningModule):
         model: what to train; which parameters are trainable is already set.
         stage: canonical stage name; it chooses the loss.
         settings: the stage's settings.
+        total_steps: optimizer steps of the stage, for the schedule. It is given, not asked of the
+            trainer: that would open the training data before a checkpoint is read, and Lightning
+            would then begin an interrupted epoch from its first batch.
         describe: returns the checkpoint document for an epoch, a step and a validation loss.
     """
 
@@ -38,12 +41,14 @@ class StageModule(lightning.LightningModule):
         *,
         stage: str,
         settings: StageConfig,
+        total_steps: int,
         describe: Callable[[int, int, float | None], CheckpointMetadata],
     ) -> None:
         super().__init__()
         self.model = model
         self.stage = stage
         self.settings = settings
+        self.total_steps = total_steps
         self.describe = describe
         self.last_val_loss: float | None = None
 
@@ -103,8 +108,7 @@ class StageModule(lightning.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule over the steps of this stage."""
         optimizer = build_optimizer(self.model, self.settings)
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = build_scheduler(optimizer, self.settings, total)
+        scheduler = build_scheduler(optimizer, self.settings, self.total_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

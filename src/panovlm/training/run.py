@@ -24,6 +24,7 @@ from panovlm.training.resume import check_unchanged
 from panovlm.training.rundir import BEST, LAST, experiment_name, move_aside, stage_folder
 from panovlm.training.stage import (
     describer,
+    optimizer_steps,
     stage_data,
     stage_model,
     stage_trainer,
@@ -134,7 +135,9 @@ class _Run:
         if upstream is not None:
             self._tell(f"stage {name}: starts from {locate(upstream).checkpoint}")
         model = stage_model(settings, name, self.tables, upstream)
-        data = stage_data(settings, name, model, rows, self.processes)
+        data = stage_data(settings, name, model, rows)
+        stage = settings.training.stage_configs[name]
+        steps = optimizer_steps(name, stage, data, self.processes)
         describe = describer(model, settings, name, rows, upstream)
         last = folder / LAST if resume and (folder / LAST).is_file() else None
         if last is not None:
@@ -146,8 +149,9 @@ class _Run:
         self._tell(f"stage {name}: writes to {folder}")
         self.console.print(table(counts(model), f"stage {name}"))
         trainer = stage_trainer(settings, name, folder, rows, self.console)
-        stage = settings.training.stage_configs[name]
-        module = StageModule(model, stage=name, settings=stage, describe=describe)
+        module = StageModule(
+            model, stage=name, settings=stage, total_steps=steps, describe=describe
+        )
         self._fit(trainer, module, data, last)
         best = BEST if (folder / BEST).exists() else LAST
         self._tell(f"stage {name}: done, {folder / best}")

@@ -63,13 +63,12 @@ def stage_model(
 
 
 def stage_data(
-    settings: Settings, name: str, model: PanoramaVLM, rows: StageTables, world_size: int
+    settings: Settings, name: str, model: PanoramaVLM, rows: StageTables
 ) -> PanoramaData:
-    """Return the loaders of a stage, ready to use by ``world_size`` training processes.
+    """Return the loaders of a stage, ready to use.
 
     Raises:
         DataError: an image cannot be read (when all are read ahead).
-        ConfigError: validations would be further apart than an epoch is long.
     """
     training, stage = settings.training, settings.training.stage_configs[name]
     reads_text = name != "vision"
@@ -94,13 +93,16 @@ def stage_data(
         skip_unreadable=settings.data.skip_unreadable_images,
     )
     data.setup("fit")
-    if rows.val:
-        _check_interval(name, stage, math.ceil(len(data.train_dataloader()) / world_size))
     return data
 
 
-def _check_interval(name: str, stage: StageConfig, batches: int) -> None:
-    """Refuse validations that are further apart than an epoch of ``batches`` is long."""
+def optimizer_steps(name: str, stage: StageConfig, data: PanoramaData, processes: int) -> int:
+    """Return the optimizer steps of a stage on so many training processes.
+
+    Raises:
+        ConfigError: validations would be further apart than an epoch is long.
+    """
+    batches = math.ceil(len(data.train_dataloader()) / processes)
     interval = stage.val_check_interval
     longest = 1.0 if isinstance(interval, float) else batches
     if not 0 < interval <= longest:
@@ -109,6 +111,7 @@ def _check_interval(name: str, stage: StageConfig, batches: int) -> None:
             f"{batches} batches; give a number of batches from 1 to {batches}, or a fraction of an "
             "epoch up to 1.0."
         )
+    return stage.epochs * math.ceil(batches / stage.accumulate_grad_batches)
 
 
 def training_processes(settings: Settings) -> int:

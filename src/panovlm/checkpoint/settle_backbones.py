@@ -1,0 +1,119 @@
+"""Deciding a backbone's configuration: stated whole, read from the files it names, or inferred."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from panovlm.checkpoint.backbones import named_config, named_processor, vision_part
+from panovlm.checkpoint.resolution import Source
+from panovlm.checkpoint.settling import Settling, kind_of, plain
+from panovlm.checkpoint.shapes import Observed
+from panovlm.errors import CheckpointError
+
+VISION, LANGUAGE = "models.vision_config", "models.language_config"
+BACKBONES = {VISION: "models.vision_name", LANGUAGE: "models.language_model_name"}
+"""Field of each backbone's configuration, and field of its name."""
+RESIZED = frozenset({"vocab_size"})
+"""Fields of a backbone's own configuration that training may have changed."""
+IMAGE_SIZE = "image_processing.image_size"
+PROCESSOR = "image_processing.vision_processor"
+
+
+def settle_backbone(settling: Settling, name: str) -> None:
+    """Decide the configuration of one backbone.
+
+    Raises:
+        CheckpointError: its family is unknown, and nobody states a configuration or a name.
+    """
+    claim = settling.claim(name)
+    stated = settling.claim(BACKBONES[name])
+    if claim is not None:
+        source = Source(kind_of(claim), claim.origin)
+        # What a caller gives is the backbone's own configuration, as a name would.
+        free = RESIZED if source.kind == "override" else frozenset[str]()
+        _set_stated(settling, name, claim.values[name], source, free)
+    elif stated is not None:
+        _settle_named(settling, name, str(stated.values[BACKBONES[name]]))
+    elif name in settling.inferred.unrecognised:
+        raise CheckpointError(settling.inferred.unrecognised[name])
+    else:
+        _settle_inferred(settling, name)
+
+
+def settle_image_size(settling: Settling) -> None:
+    """Take the tower's own image size where none is stated."""
+    if settling.values.get(IMAGE_SIZE) is not None:
+        return
+    tower = settling.values.get(VISION) or {}
+    observed = settling.inferred.fields.get(f"{VISION}.image_size")
+    if tower.get("image_size"):
+        detail = f"the tower's own ({settling.sources[VISION].detail})"
+        settling.set(IMAGE_SIZE, tower["image_size"], Source("weights", detail))
+    elif observed:
+        detail = f"the tower's own ({observed.evidence})"
+        settling.set(IMAGE_SIZE, observed.value, Source("weights", detail))
+
+
+def _settle_named(settling: Settling, name: str, label: str) -> None:
+    """Read a named backbone's configuration from this machine."""
+    raw = named_config(label)
+    if raw is None:
+        source = Source("metadata", f"named {label!r}, not on this machine")
+        settling.set(name, None, source)
+        return
+    if name == VISION:
+        processor = named_processor(label)
+        if settling.values.get(PROCESSOR) is None and processor is not None:
+            settling.set(PROCESSOR, processor, Source("metadata", f"processor of {label}"))
+    _set_stated(settling, name, raw, Source("metadata", f"config.json of {label}"), RESIZED)
+
+
+def _set_stated(
+    settling: Settling, name: str, stated: dict[str, Any], source: Source, free: frozenset[str]
+) -> None:
+    """Take a stated configuration after comparing it with the weights, key by key.
+
+    The keys in ``free`` are those that the weights decide, whatever is stated.
+    """
+    config = vision_part(stated) if name == VISION else dict(stated)
+    observations = {
+        full.removeprefix(f"{name}."): observed
+        for full, observed in settling.inferred.fields.items()
+        if full.startswith(f"{name}.")
+    }
+    for key, observed in observations.items():
+        if key in free:
+            config[key] = observed.value
+        elif key in config and not _agrees(key, config[key], observations):
+            full = f"{name}.{key}"
+            config[key] = settling.contradict(full, config[key], source.detail, observed)
+    settling.set(name, config, source)
+
+
+def _agrees(key: str, claimed: Any, observations: dict[str, Observed]) -> bool:
+    """Tell whether a stated field can be true; images of one grid of patches agree."""
+    observed, patch = observations[key], observations.get("patch_size")
+    if key != "image_size" or patch is None:
+        return bool(plain(claimed) == plain(observed.value))
+    sides = claimed if isinstance(claimed, list | tuple) else [claimed]
+    return all(side // patch.value == observed.value // patch.value for side in sides)
+
+
+def _settle_inferred(settling: Settling, name: str) -> None:
+    """Put a backbone's configuration together from observed and assumed fields."""
+    inferred, prefix = settling.inferred, f"{name}."
+    kind = f"{name}.model_type"
+    observed = inferred.fields.get(kind)
+    family = observed.value if observed else inferred.assumed[kind]
+    settling.set(BACKBONES[name], f"unnamed-{family}", Source("weights", "names of the tensors"))
+    config: dict[str, Any] = {}
+    for full, seen in inferred.fields.items():
+        if full.startswith(prefix):
+            config[full.removeprefix(prefix)] = seen.value
+            settling.sources[full] = Source("weights", seen.evidence)
+    for full, value in inferred.assumed.items():
+        if full.startswith(prefix):
+            config[full.removeprefix(prefix)] = value
+            settling.sources[full] = Source("default", "usual value of this family")
+            settling.assumed.append(full)
+    settling.set(name, config, Source("weights", "shapes of the tensors"))

@@ -1,0 +1,95 @@
+"""The settings of a checkpoint while they are being decided, one field after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from panovlm.checkpoint.infer import Inferred
+from panovlm.checkpoint.keys import KeyMap
+from panovlm.checkpoint.resolution import Conflict, Source, SourceKind
+from panovlm.checkpoint.shapes import Observed
+from panovlm.checkpoint.sources import Claims
+
+OVERRIDE = "override"
+"""Origin of what the caller states."""
+
+Prefer = Literal["weights", "metadata"]
+
+
+@dataclass
+class Settling:
+    """What is known about one checkpoint, and what has been decided from it so far.
+
+    Attributes:
+        keys: the names in the file.
+        inferred: what its shapes tell.
+        claims: what documents state, strongest first.
+        prefer: which side wins where metadata and weights contradict each other.
+        values: dotted field → value.
+        sources: dotted field → where its value came from.
+        conflicts: contradictions that nothing has settled.
+        assumed: fields that nobody knows.
+        notes: remarks for the reader.
+    """
+
+    keys: KeyMap
+    inferred: Inferred
+    claims: Sequence[Claims]
+    prefer: Prefer | None
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+    sources: dict[str, Source] = field(default_factory=dict[str, Source])
+    conflicts: list[Conflict] = field(default_factory=list[Conflict])
+    assumed: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+
+    def claim(self, name: str) -> Claims | None:
+        """Return the strongest document that states a field.
+
+        "Unset" states nothing about a field that the weights show, and nobody has a say about a
+        part that is left out.
+        """
+        if name in self.inferred.overruled:
+            return None
+        unset_counts = name not in self.inferred.fields
+        for claim in self.claims:
+            if name in claim.values and (unset_counts or claim.values[name] is not None):
+                return claim
+        return None
+
+    def set(self, name: str, value: Any, source: Source, *, assumed: bool = False) -> None:
+        """Decide one field."""
+        self.values[name] = value
+        self.sources[name] = source
+        if assumed and name not in self.assumed:
+            self.assumed.append(name)
+        if not assumed and name in self.assumed:
+            self.assumed.remove(name)
+
+    def contradict(self, name: str, claimed: Any, origin: str, observed: Observed) -> Any:
+        """Record that a document contradicts the weights.
+
+        Returns:
+            The value to go on with: that of the weights where they are preferred, and then the
+            contradiction is settled.
+        """
+        if self.prefer == "weights":
+            self.notes.append(f"{name}: {origin} says {claimed!r}; the weights were preferred")
+            return observed.value
+        evidence = f"weights: {observed.evidence}"
+        self.conflicts.append(Conflict(name, claimed, origin, observed.value, evidence))
+        return claimed
+
+
+def kind_of(claim: Claims) -> SourceKind:
+    """Tell whether a claim is the caller's or a document's."""
+    return "override" if claim.origin == OVERRIDE else "metadata"
+
+
+def plain(value: Any) -> Any:
+    """Return a value in the form in which two sources can be compared."""
+    if isinstance(value, tuple | list):
+        items = [plain(item) for item in value]
+        return items[0] if len(items) == 2 and items[0] == items[1] else items
+    return value

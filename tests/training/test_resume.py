@@ -1,0 +1,214 @@
+"""A run that was stopped anywhere and continued ends as if it had never been stopped."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import panovlm.training.stage
+from panovlm.checkpoint.load import build_empty, prove_model
+from panovlm.checkpoint.resolve import resolve
+from panovlm.config.schema import Settings
+from panovlm.errors import CheckpointError, ConfigError
+from panovlm.training.progress import ProgressLines
+from panovlm.training.rundir import BEST, LAST, stage_folder
+from panovlm.training.run import train
+from panovlm.training.state import StateFile
+
+ALONE = "training.stages=[resampler]"
+"""Six batches of an epoch, gradients of two accumulated, validation after every third."""
+
+
+class StoppedError(Exception):
+    """The process was killed, as far as a test in the same process can tell."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, hook: str, count: int) -> None:
+    """Break training off when a hook is called for that time, before checkpoints are written."""
+    calls: list[int] = []
+
+    def hit(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == count:
+            raise StoppedError
+
+    stopping = type("Stopping", (ProgressLines,), {hook: hit})
+    monkeypatch.setattr(panovlm.training.stage, "ProgressLines", stopping)
+
+
+def run(settings: Settings, **options: Any) -> tuple[Path, str]:
+    """Train; return the folder and what was said."""
+    said = io.StringIO()
+    folder = train(settings, console=Console(file=said, width=200), **options)
+    return folder, said.getvalue()
+
+
+def read(file: Path) -> dict[str, Any]:
+    return torch.load(file, weights_only=True)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Compare nested containers, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def assert_loads(folder: Path) -> None:
+    """Every file that a reader would pick up opens, and is the model that it says it is."""
+    files = [path for path in folder.rglob("*.ckpt") if not path.name.startswith(".")]
+    assert files
+    for file in files:
+        resolution = resolve(file)
+        assert not resolution.conflicts and not resolution.assumed
+        prove_model(resolution, build_empty(resolution.config)).raise_failure(file)
+
+
+@pytest.fixture(scope="module")
+def whole(make_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stage's folder after a run that nothing stopped."""
+    return run(make_settings(tmp_path_factory.mktemp("whole"), ALONE))[0]
+
+
+@pytest.mark.parametrize(
+    ("hook", "count"),
+    [
+        ("on_train_batch_start", 2),  # between two batches of one step, nothing written yet
+        ("on_train_batch_start", 4),  # after a validation in the middle of accumulated gradients
+        ("on_train_batch_start", 6),  # in the middle of an epoch, between two batches of one step
+        ("on_validation_end", 2),  # best not yet kept, end of the first epoch
+        ("on_train_epoch_end", 1),  # best kept, last.ckpt a step behind
+        ("on_train_batch_start", 7),  # before the second epoch
+        ("on_train_batch_start", 11),
+        ("on_train_epoch_end", 2),
+    ],
+)
+def test_stopped_anywhere(
+    hook: str,
+    count: int,
+    whole: Path,
+    make_settings: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = make_settings(tmp_path, ALONE)
+    with monkeypatch.context() as patch:
+        stop_at(patch, hook, count)
+        with pytest.raises(StoppedError):
+            run(settings)
+    had_last = (stage_folder(settings, "resampler") / LAST).is_file()
+    folder, said = run(settings, resume=True)
+    assert ("continues from" in said) == had_last
+    assert ("no earlier run" in said) != had_last
+    found, expected = read(folder / LAST), read(whole / LAST)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step"):
+        assert same(found[part], expected[part]), part
+    assert same(read(folder / BEST)["state_dict"], read(whole / BEST)["state_dict"])
+    # The name of the best file tells epoch and loss; one such file is kept.
+    assert sorted(p.name for p in folder.glob("*.ckpt")) == sorted(
+        p.name for p in whole.glob("*.ckpt")
+    )
+    assert_loads(folder)
+
+
+def test_the_run_that_was_not_stopped(whole: Path) -> None:
+    """What the comparisons above rest on: it trained, on different data in each epoch."""
+    state = read(whole / LAST)
+    assert state["global_step"] == 6
+    assert state["lr_schedulers"][0]["last_epoch"] == 6
+    assert len(list(whole.glob("small_*_epoch*_loss*.ckpt"))) == 1
+    best = next(whole.glob("small_*_epoch*_loss*.ckpt"))
+    assert f"loss{state['callbacks']['CheckpointWriter']['best_loss']:.4f}" in best.name
+    assert best.samefile(whole / BEST)
+
+
+def test_a_stage_that_stopped_early_is_not_trained_further(
+    make_settings: Any, tmp_path: Path
+) -> None:
+    """Killed between its last checkpoint and the note that it is complete."""
+    stage = "training.stage_configs.resampler"
+    changes = [f"{stage}.{change}" for change in ("lr=1e-12", "patience=1", "epochs=9")]
+    settings = make_settings(tmp_path, ALONE, *changes)
+    folder, _ = run(settings)
+    first = read(folder / LAST)
+    assert first["epoch"] < 8
+    StateFile(settings).begin("resampler", folder)
+    run(settings, resume=True)
+    assert same(read(folder / LAST)["state_dict"], first["state_dict"])
+    assert read(folder / LAST)["global_step"] == first["global_step"]
+    assert StateFile(settings).read().is_completed("resampler")
+
+
+class TestWhatResumeSays:
+    @pytest.fixture
+    def done(self, make_settings: Any, tmp_path: Path) -> Settings:
+        settings = make_settings(
+            tmp_path, "training.stages=[vision]", "training.stage_configs.vision.epochs=1"
+        )
+        run(settings)
+        return settings
+
+    def test_nothing_to_do(self, done: Settings) -> None:
+        before = {p: p.stat().st_mtime_ns for p in Path(done.paths.runs_dir).rglob("*")}
+        folder, said = run(done, resume=True)
+        assert said == "nothing to do: vision complete\n"
+        assert folder == stage_folder(done, "vision")
+        assert {p: p.stat().st_mtime_ns for p in Path(done.paths.runs_dir).rglob("*")} == before
+
+    def test_a_complete_stage_whose_checkpoint_is_gone(self, done: Settings) -> None:
+        for file in stage_folder(done, "vision").glob("*.ckpt"):
+            file.unlink()
+        with pytest.raises(CheckpointError, match="holds no checkpoint; restore it, or train"):
+            run(done, resume=True)
+
+    def test_other_settings_are_refused(self, done: Settings, make_settings: Any) -> None:
+        StateFile(done).begin("vision", stage_folder(done, "vision"))
+        changed = make_settings(
+            Path(done.paths.runs_dir),
+            "training.stages=[vision]",
+            "training.stage_configs.vision.epochs=1",
+            "training.stage_configs.vision.lr=0.5",
+            "models.overlap_ratio=0.25",
+            "training.stage_configs.vision.trainable={vision_blocks: 2}",
+        )
+        with pytest.raises(ConfigError) as error:
+            run(changed, resume=True)
+        assert "models.overlap_ratio: was 0.5, is 0.25" in str(error.value)
+        assert "training.stage_configs.vision.lr: was 0.001, is 0.5" in str(error.value)
+        assert "stage_configs.vision.trainable.vision_blocks: was 1, is 2" in str(error.value)
+
+    def test_a_second_run_keeps_the_first(self, done: Settings) -> None:
+        folder = stage_folder(done, "vision")
+        first = (folder / LAST).read_bytes()
+        _, said = run(done)
+        aside = Path(done.paths.runs_dir) / "small.1"
+        assert f"earlier run moved to {aside}\n" in said
+        moved = aside / folder.relative_to(Path(done.paths.runs_dir) / "small")
+        assert (moved / LAST).read_bytes() == first
+        assert (folder / BEST).is_file()
+        assert_loads(Path(done.paths.runs_dir))
+        StateFile(done).begin("vision", folder)
+        _, said = run(done)
+        assert "small.2 (it was interrupted; --resume would have continued it)\n" in said
+
+    def test_a_fresh_run_that_cannot_begin_leaves_the_first(
+        self, done: Settings, make_settings: Any
+    ) -> None:
+        broken = make_settings(
+            Path(done.paths.runs_dir),
+            "training.stages=[vision]",
+            "training.stage_configs.vision.trainable={vision_blocks: 9}",
+        )
+        with pytest.raises(ConfigError, match=r"vision_blocks is 9, but the tower has 2 blocks"):
+            run(broken)
+        assert (stage_folder(done, "vision") / BEST).is_file()
+        assert StateFile(done).read().is_completed("vision")
