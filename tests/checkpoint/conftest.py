@@ -12,6 +12,37 @@ from types import ModuleType
 
 import pytest
 
+STAGES = ("vision", "resampler", "finetune")
+TOWER = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 64,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "image_size": 16,
+    "patch_size": 4,
+}
+QWEN3 = {
+    "model_type": "qwen3",
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 32768,
+}
+OWN = {
+    "vision_config": TOWER,
+    "resampler_type": "mlp",
+    "resampler_config": {"hidden_dim": 48},
+    "latent_dimension": 40,
+    "vicreg_projector_dim": 20,
+    "vicreg_projector_hidden": 24,
+}
+"""A model whose every unobservable setting is the default: its weights alone tell it."""
+
 
 def _module(name: str) -> ModuleType:
     full = f"panovlm_tests_{name}"
@@ -63,3 +94,33 @@ def write(files, backbones, tmp_path):
         return files.write_run(tmp_path, model, backbones, **options)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def own():
+    """Build an untrained model of today's layout; equal settings give the same object."""
+    import torch
+
+    from panovlm.config.schema import Settings
+    from panovlm.models.assemble import new_model
+
+    built = {}
+
+    def of(*, image=None, language=None, **models):
+        key = repr((image, language, sorted(models.items())))
+        if key not in built:
+            torch.manual_seed(7)
+            settings = Settings.model_validate(
+                {
+                    "models": {**OWN, "language_config": {**QWEN3, **(language or {})}, **models},
+                    "image_processing": image or {},
+                    "training": {"stage_configs": {s: {} for s in STAGES}},
+                }
+            )
+            built[key] = new_model(settings, ["what is left of the red ball ?"]).eval()
+            with torch.no_grad():
+                for parameter in built[key].parameters():
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+        return built[key]
+
+    return of

@@ -110,4 +110,3 @@ def test_killed_again_and_again(small_file: Path, context: Any, tmp_path: Path) 
             found, expected = (weights(r, stage, file) for r in (runs, tmp_path / "whole"))
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[name], expected[name]) for name in found), (stage, file)
-

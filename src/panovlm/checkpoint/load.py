@@ -161,16 +161,15 @@ def bind(resolution: Resolution, model: PanoramaVLM) -> None:
     state = {name: tensors[file] for name, file in resolution.keys.files.items() if name in names}
     ties = tied_names(model)
     for name, source in ties.items():
-        if name not in state:
-            state[name] = state[source]
-        elif source in state and not _same(state[name], state[source]):
+        if source not in state:
+            continue  # the other direction of this tie fills it
+        if name in state and not _same(state[name], state[source]):
             raise ContradictionError(
                 f"{resolution.path}: the language model's configuration ties {name} to {source}, "
-                "but the file holds different values. Set "
-                "models.language_config.tie_word_embeddings to false in the metadata."
+                "but the file holds different values. If they were trained apart, give the "
+                "configuration with tie_word_embeddings false: --set models.language_config=JSON."
             )
-        else:
-            state[name] = state[source]
+        state[name] = state[source]
     model.load_state_dict(state, assign=True, strict=True)
     if ties:
         cast(Any, _plain(model.language_model)).tie_weights()

@@ -16,6 +16,7 @@ from panovlm.checkpoint.metadata import (
     library_versions,
     now,
 )
+from panovlm.checkpoint.original import section
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.settling import Prefer
@@ -56,12 +57,11 @@ def add_metadata(
     resolution = resolve(path, overrides, prefer=prefer)
     resolution.raise_conflicts()
     sidecar = resolution.path.parent / SIDECAR
-    document = _document(resolution)
-    if _same(resolution, document) and sidecar.is_file():
-        return Repair(sidecar, resolution, written=False)
-    if not dry_run:
-        write_bytes(sidecar, document.to_json().encode())
-    return Repair(sidecar, resolution, written=not dry_run)
+    text = _document(resolution).to_json().encode()
+    complete = sidecar.is_file() and sidecar.read_bytes() == text
+    if not complete and not dry_run:
+        write_bytes(sidecar, text)
+    return Repair(sidecar, resolution, written=not complete and not dry_run)
 
 
 def _document(resolution: Resolution) -> CheckpointMetadata:
@@ -77,7 +77,7 @@ def _document(resolution: Resolution) -> CheckpointMetadata:
     )
     return CheckpointMetadata(
         experiment_name=known.experiment_name if known else "",
-        stage=known.stage if known else "",
+        stage=known.stage if known else str(section(extras, "hyper_parameters").get("stage", "")),
         fingerprint=fingerprint(names),
         amends=_amended(resolution),
         recipe=resolution.config,
@@ -95,8 +95,3 @@ def _amended(resolution: Resolution) -> str:
     if embedded is None or embedded.recipe == resolution.config:
         return ""
     return embedded.digest()
-
-
-def _same(resolution: Resolution, document: CheckpointMetadata) -> bool:
-    """Tell whether the checkpoint already has exactly this document."""
-    return resolution.metadata is not None and resolution.metadata == document

@@ -53,7 +53,8 @@ def resolve(
 
     Args:
         path: checkpoint file or folder.
-        overrides: settings by dotted name (a last part is enough where it is unambiguous).
+        overrides: settings by dotted name (a last part is enough where it is unambiguous), also
+            single fields of a backbone's configuration (``models.vision_config.hidden_act``).
         prefer: which side wins where metadata and weights contradict each other. A document of
             other weights is left out with ``"weights"`` and believed with ``"metadata"``; of two
             documents the one inside the file wins with ``"weights"``, the one beside it with
@@ -84,8 +85,7 @@ def resolve(
     if prefer == "weights" and documents.embedded is not None:
         claims = sorted(claims, key=lambda claim: claim.document != documents.embedded)
     if overrides:
-        stated = apply_recipe_overrides(overrides, inferred.resampler.name)
-        claims = [Claims(OVERRIDE, stated), *claims]
+        claims = [Claims(OVERRIDE, _stated(overrides, inferred.resampler.name)), *claims]
     settling = Settling(keys, inferred, claims, prefer)
     _settle(settling)
     if prefer is None:
@@ -106,6 +106,14 @@ def resolve(
     )
     _check_adapters(resolution)
     return resolution
+
+
+def _stated(overrides: Mapping[str, Any], resampler_type: str) -> dict[str, Any]:
+    """Return what the caller states by dotted name, single fields of backbones included."""
+    beginnings = tuple(f"{name}." for name in BACKBONES)
+    single = {name: value for name, value in overrides.items() if name.startswith(beginnings)}
+    others = {name: value for name, value in overrides.items() if name not in single}
+    return apply_recipe_overrides(others, resampler_type) | single
 
 
 def _settle(settling: Settling) -> None:
@@ -213,10 +221,10 @@ def _bearing(settling: Settling, *, carries_tokenizer: bool) -> list[str]:
 def _differences(settling: Settling) -> list[str]:
     """Return notes about fields of which a weaker document says otherwise than the one taken."""
     notes: list[str] = []
-    for name, source in settling.sources.items():
+    for name, taken in settling.values.items():
+        source = settling.sources[name]
         if source.kind != "metadata" or not bears(name, settling.values):
             continue
-        taken = settling.values[name]
         for claim in settling.claims:
             other = claim.values.get(name)
             if other is not None and claim.document is None and plain(other) != plain(taken):

@@ -6,7 +6,7 @@ from typing import Any
 
 from panovlm.checkpoint.backbones import named_config, named_processor, vision_part
 from panovlm.checkpoint.resolution import Source
-from panovlm.checkpoint.settling import Settling, kind_of, plain
+from panovlm.checkpoint.settling import OVERRIDE, Settling, kind_of, plain
 from panovlm.checkpoint.shapes import Observed
 from panovlm.errors import CheckpointError
 
@@ -32,12 +32,17 @@ def settle_backbone(settling: Settling, name: str) -> None:
         # What a caller gives is the backbone's own configuration, as a name would.
         free = RESIZED if source.kind == "override" else frozenset[str]()
         _set_stated(settling, name, claim.values[name], source, free)
+        for full in sorted(claim.assumed):
+            if full.startswith(f"{name}."):
+                settling.sources[full] = source
+                settling.assumed.append(full)
     elif stated is not None:
         _settle_named(settling, name, str(stated.values[BACKBONES[name]]))
     elif name in settling.inferred.unrecognised:
         raise CheckpointError(settling.inferred.unrecognised[name])
     else:
         _settle_inferred(settling, name)
+    _override_single_fields(settling, name)
 
 
 def settle_image_size(settling: Settling) -> None:
@@ -88,6 +93,31 @@ def _set_stated(
             full = f"{name}.{key}"
             config[key] = settling.contradict(full, config[key], source.detail, observed)
     settling.set(name, config, source)
+
+
+def _override_single_fields(settling: Settling, name: str) -> None:
+    """Lay single fields that the caller states (``models.vision_config.hidden_act``) over it.
+
+    Raises:
+        CheckpointError: there is no configuration to lay them over.
+    """
+    stated = next((claim for claim in settling.claims if claim.origin == OVERRIDE), None)
+    fields = [full for full in (stated.values if stated else {}) if full.startswith(f"{name}.")]
+    config = settling.values[name]
+    for full in fields:
+        assert stated is not None
+        if config is None:
+            raise CheckpointError(
+                f"override {full}: the configuration itself is not on this machine "
+                f"({settling.sources[name].detail}); give it whole as {name}."
+            )
+        value, observed = stated.values[full], settling.inferred.fields.get(full)
+        if observed is not None and plain(value) != plain(observed.value):
+            value = settling.contradict(full, value, OVERRIDE, observed)
+        config[full.removeprefix(f"{name}.")] = value
+        settling.sources[full] = Source("override", OVERRIDE)
+        if full in settling.assumed:
+            settling.assumed.remove(full)
 
 
 def _agrees(key: str, claimed: Any, observations: dict[str, Observed]) -> bool:

@@ -7,7 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from panovlm.cli.options import add_device_options, add_loading_options, device, dtype, overrides
+from panovlm.cli.options import (
+    add_device_options,
+    add_loading_options,
+    device,
+    dtype,
+    overrides,
+    positive,
+)
 from panovlm.cli.quiet import quiet
 from panovlm.errors import ConfigError
 
@@ -26,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data-dir", default="", help="base of relative image paths")
     parser.add_argument("--output-dir", type=Path, help="where the results go")
-    parser.add_argument("--max-samples", type=int, help="ask only the first so many questions")
-    parser.add_argument("--batch-size", type=int, help="questions per batch (default 8)")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer, in tokens")
+    parser.add_argument("--max-samples", type=positive, help="ask only the first so many questions")
+    parser.add_argument("--batch-size", type=positive, help="questions per batch (default 8)")
+    parser.add_argument("--max-new-tokens", type=positive, help="longest answer, in tokens")
     parser.add_argument(
         "--fresh", action="store_true", help="throw away the answers of an unfinished evaluation"
     )
@@ -38,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score the predictions that --csv-input holds, without a model",
     )
     parser.add_argument("--log-samples", action="store_true", help="print answers as well")
-    parser.add_argument("--log-max-samples", type=int, default=50, help="how many to print")
+    parser.add_argument("--log-max-samples", type=positive, default=50, help="how many to print")
     add_loading_options(parser)
     add_device_options(parser)
 
@@ -162,18 +169,12 @@ def _batch_size(options: argparse.Namespace, settings: Settings | None) -> int:
 
 def _print_scores(scores: Scores) -> None:
     """Print every score with what it rests on."""
-    from rich.console import Console
-
-    console = Console()
-    console.print(
+    print(  # noqa: T201
         f"{scores.scored} of {scores.total} samples scored, {scores.failed} failed, "
-        f"{scores.empty} empty answers",
-        highlight=False,
+        f"{scores.empty} empty answers"
     )
     for name, measurement in scores.metrics.items():
-        console.print(f"  {name:<10} {measurement.text}", highlight=False)
+        print(f"  {name:<10} {measurement.text}")  # noqa: T201
     for group, labels in scores.groups.items():
         for label, measurement in labels.items():
-            console.print(
-                f"  accuracy where {group} is {label}: {measurement.text}", highlight=False
-            )
+            print(f"  accuracy where {group} is {label}: {measurement.text}")  # noqa: T201

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from panovlm.errors import PanoVLMError
+from panovlm.errors import ConfigError, PanoVLMError
 
 COMMANDS = {
     "train": "train the stages of an experiment",
@@ -28,17 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(next((word for word in arguments if word in COMMANDS), None))
-    options = parser.parse_args(arguments)
-    if options.command is None:
-        parser.print_help()
-        return 2
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
+        options = parser.parse_args(arguments)
+        if options.command is None:
+            parser.print_help()
+            return 2
         return _module(options.command).run(options)
-    except PanoVLMError as error:
-        if options.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return 130
@@ -46,11 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`panovlm inspect … | head`).
         sys.stdout = None
         return 0
+    except (PanoVLMError, OSError) as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _message(error: Exception) -> str:
+    """Return what to print of an error; the system's own (a full disk) say file and reason."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """Return the parser; only the chosen command's module is imported."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="panovlm",
         description="Vision-language models on 360° panoramas: train, checkpoint, load, evaluate.",
     )
@@ -59,10 +69,22 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS)
+        sub.add_argument(
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show tracebacks of errors",
+        )
         if name == command:
             _module(name).add_arguments(sub)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as every other error is reported."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. See `{self.prog} --help`.")
 
 
 def _module(command: str):

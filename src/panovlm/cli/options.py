@@ -40,6 +40,13 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def positive(text: str) -> int:
+    """Read a whole number from 1 on, as argparse wants it."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """Read ``FIELD=VALUE`` pairs; values are YAML.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,15 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, or plan."""
     from rich.console import Console
-    from rich.logging import RichHandler
 
     from panovlm.cli.quiet import quiet, quiet_trainer
     from panovlm.config.load import load_settings
 
     quiet()
     console = Console()
-    warnings = RichHandler(console=Console(stderr=True), show_time=False, show_path=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[warnings])
     settings = load_settings(options.config, options.overrides)
     names = chosen_stages(options.stage, settings.training.stages)
     if options.dry_run:

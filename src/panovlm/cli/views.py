@@ -40,8 +40,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace):
     """Return the image processing of the checkpoint, or today's defaults, with overrides."""
-    from panovlm.config.load import apply_recipe_overrides
+    from panovlm.config.load import Lines, apply_recipe_overrides
     from panovlm.config.schema import ImageProcessing
+    from panovlm.config.validation import validate
 
     given = {
         name if "." in name else f"image_processing.{name}": value
@@ -53,4 +54,4 @@ def _settings(options: argparse.Namespace):
         return resolve(options.checkpoint, given).config.image_processing
     flat = apply_recipe_overrides(given, "mlp")
     values = {name.removeprefix("image_processing."): value for name, value in flat.items()}
-    return ImageProcessing.model_validate({"image_size": 256, **values})
+    return validate(ImageProcessing, {"image_size": 256, **values}, Lines("--set"))

@@ -94,7 +94,9 @@ def run_evaluation(
         progress: show a bar.
 
     Raises:
-        DataError: a table cannot be read, or an unfinished evaluation belongs to another model.
+        ConfigError: the model has no tokenizer.
+        DataError: a table cannot be read, the results cannot be written, or an unfinished
+            evaluation belongs to another model.
     """
     resolution = model.resolution
     assert resolution is not None
@@ -107,6 +109,8 @@ def run_evaluation(
         "generation": digest(generation.model_dump(mode="json")),
     }
     started = datetime.now()
+    chat = model.chat()
+    _make_folder(folder)
     unfinished = folder / f".{prefix}_unfinished.jsonl"
     pipeline = ViewPipeline(model.recipe.image_processing)
     with Ledger(unfinished, identity, fresh=fresh) as ledger:
@@ -114,7 +118,7 @@ def run_evaluation(
             model,
             questions,
             pipeline,
-            model.chat(),
+            chat,
             generation,
             batch_size=batch_size,
             ledger=ledger,
@@ -133,6 +137,17 @@ def run_evaluation(
     write_report(paths.report, _report(model, answers, scores, prefix, about))
     unfinished.unlink()
     return Evaluation(answers, scores, paths)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the results before anything is computed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the results cannot be written to {folder}: {error.strerror}; choose another folder "
+            "with --output-dir."
+        ) from error
 
 
 def _report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from typing import Any, ClassVar, cast
 
@@ -61,8 +62,8 @@ class PanoramaVLMConfig(PreTrainedConfig):
         bare = Recipe.model_validate(self.recipe)
         models = {
             **bare.models.model_dump(),
-            "vision_config": self.vision_config.to_dict(),
-            "language_config": self.text_config.to_dict(),
+            "vision_config": _plain(self.vision_config),
+            "language_config": _plain(self.text_config),
         }
         return bare.model_copy(update={"models": models})
 
@@ -91,6 +92,11 @@ class PanoramaVLMConfig(PreTrainedConfig):
         except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"models.{name} cannot be used: {reason}") from error
+
+
+def _plain(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return a configuration as it reads in JSON, so that what was stored equals what was built."""
+    return cast(dict[str, Any], json.loads(config.to_json_string(use_diff=False)))
 
 
 AutoConfig.register("panovlm", PanoramaVLMConfig)

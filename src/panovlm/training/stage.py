@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from panovlm.checkpoint.save import describe_model
 from panovlm.config.schema import Settings, StageConfig
 from panovlm.data.module import PanoramaData
 from panovlm.data.samples import Sample
-from panovlm.errors import ConfigError
+from panovlm.errors import ConfigError, MissingDependencyError
 from panovlm.models.assemble import new_model
 from panovlm.models.language.chat import resolve_max_length
 from panovlm.models.model import PanoramaVLM
@@ -115,11 +116,17 @@ def optimizer_steps(name: str, stage: StageConfig, data: PanoramaData, processes
 
 
 def training_processes(settings: Settings) -> int:
-    """Return how many processes train an experiment on this machine, or all its machines.
+    """Return how many processes train an experiment, on this machine and others together.
 
     Raises:
         ConfigError: the devices that it asks for are not there, or its settings do not go together.
+        MissingDependencyError: a package that it asks for is not installed.
     """
+    if settings.training.wandb_project is not None and find_spec("wandb") is None:
+        raise MissingDependencyError(
+            "training.wandb_project needs the package wandb; install it (`pip install wandb`) or "
+            "leave the setting out."
+        )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     return _trainer(settings, **quiet).world_size
 

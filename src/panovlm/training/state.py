@@ -67,8 +67,8 @@ class StateFile:
         left = {name: entry for name, entry in self.read().stages.items() if name not in stages}
         if left:
             self._write(left)
-        else:
-            self.path.unlink(missing_ok=True)
+        elif self.path.is_file():
+            self.path.unlink()
 
     def begin(self, stage: str, folder: Path) -> None:
         """Record that a stage runs; one that ran before keeps its start."""
