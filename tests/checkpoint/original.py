@@ -79,7 +79,12 @@ class Mamba(nn.Module):
 
     def __init__(self, h: int, *, expand: float, d_state: int, d_conv: int) -> None:
         super().__init__()
-        inner, self.rank, self.state, self.taps = int(expand * h), math.ceil(h / 16), d_state, d_conv
+        inner, self.rank, self.state, self.taps = (
+            int(expand * h),
+            math.ceil(h / 16),
+            d_state,
+            d_conv,
+        )
         self.in_proj = nn.Linear(h, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1)
         self.x_proj = nn.Linear(inner, self.rank + 2 * d_state, bias=False)

@@ -30,7 +30,8 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = "system user assistant You are helpful what is left right front a red ball house".split()
+SENTENCE = "system user assistant You are helpful what is left right front a red ball house"
+WORDS = SENTENCE.split()
 VIT = {
     "hidden_size": 32,
     "intermediate_size": 44,
@@ -424,8 +425,8 @@ def write_run(
     backbones: Backbones,
     *,
     name: str = "last.ckpt",
-    hyper: dict[str, Any] | None | bool = True,
-    data: dict[str, Any] | None | bool = True,
+    hyper: dict[str, Any] | bool | None = True,
+    data: dict[str, Any] | bool | None = True,
     config: dict[str, Any] | None = None,
     sidecar: dict[str, Any] | str | None = None,
     **options: Any,

@@ -134,7 +134,7 @@ class TestEveryTensorCounts:
         def twice(state):
             state.update({k.replace("model.", "module.", 1): v for k, v in list(state.items())})
 
-        with pytest.raises(CheckpointError, match="two tensors claim .*two models"):
+        with pytest.raises(CheckpointError, match=r"two tensors claim .*two models"):
             load(edit(build(), twice))
 
     def test_an_alias_with_other_values(self, build, edit):
@@ -159,7 +159,7 @@ class TestEveryTensorCounts:
             for name in ("model.projector.linear", "model.vision_to_language_projection"):
                 state[f"{name}.weight"] = torch.ones(24, 41)
 
-        with pytest.raises(ContradictionError, match="latent_dimension.*two models"):
+        with pytest.raises(ContradictionError, match=r"latent_dimension.*two models"):
             load(edit(build(), other))
 
 
@@ -192,7 +192,7 @@ class TestNamedBackbones:
         loaded = load(path, overrides=given)
         assert loaded.tokenizer is None
         assert any("no tokenizer: " in note for note in loaded.resolution.notes)
-        with pytest.raises(ConfigError, match="models.tokenizer_name"):
+        with pytest.raises(ConfigError, match=r"models\.tokenizer_name"):
             loaded.chat()
         words = {"tokenizer_name": str(backbones.language["qwen2"])}
         assert len(load(path, overrides=given | words).tokenizer) == len(model.tokenizer)
@@ -320,6 +320,10 @@ class TestValues:
         path = write(build())
         loaded = load(path, dtype=torch.bfloat16)
         assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+        rotary = load(path).language_model.model.rotary_emb.inv_freq
+        assert torch.equal(loaded.language_model.model.rotary_emb.inv_freq, rotary)
+        assert rotary.dtype == torch.float32
+        assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
         assert not any(module.training for module in loaded.modules())
         assert loaded.resolution.path == path
 

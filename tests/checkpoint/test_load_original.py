@@ -127,12 +127,10 @@ def test_resamplers(settings, build, files, backbones, tmp_path):
     loaded = PanoramaVLM.from_checkpoint(path, overrides={"norm_first": False} if last else None)
     same_weights(loaded, model)
     compare(loaded, model)
-    assert not loaded.training
+    assert not any(module.training for module in loaded.modules())
 
 
-@pytest.mark.parametrize(
-    "settings", [*BACKBONES.values(), *LORA.values()], ids=[*BACKBONES, *LORA]
-)
+@pytest.mark.parametrize("settings", [*BACKBONES.values(), *LORA.values()], ids=[*BACKBONES, *LORA])
 def test_backbones_and_adapters(settings, build, files, backbones, tmp_path):
     model = build(**settings)
     path = files.write_run(tmp_path, model, backbones)
@@ -217,9 +215,11 @@ class TestNames:
             tmp_path,
             model,
             backbones,
-            prefix=lambda name: "model." + name.replace(part, wrapped, 1)
-            if name.startswith(part)
-            else "model." + name,
+            prefix=lambda name: (
+                "model." + name.replace(part, wrapped, 1)
+                if name.startswith(part)
+                else "model." + name
+            ),
         )
         same_weights(PanoramaVLM.from_checkpoint(path), model)
 
@@ -237,9 +237,7 @@ class TestNames:
         same_weights(PanoramaVLM.from_checkpoint(path), model)
 
     @pytest.mark.parametrize("with_config", [False, True])
-    def test_older_overlap_head_is_left_out(
-        self, with_config, build, files, backbones, tmp_path
-    ):
+    def test_older_overlap_head_is_left_out(self, with_config, build, files, backbones, tmp_path):
         """It read the tower's features; only stage vision used it."""
         model = build(vicreg_reads_vision=True)
         config = files.config(model, backbones) if with_config else None
@@ -290,10 +288,24 @@ class TestTypes:
 class TestFiles:
     """What stands in the file besides the weights decides nothing about them."""
 
+    def test_values_of_any_kind_and_layout(self, build, files, backbones, tmp_path):
+        """Parameters, strided views into larger tensors, paths among the hyper-parameters."""
+        model = build()
+        hyper = files.hyper_parameters(model, backbones, pretrained_dir=tmp_path)
+        path = files.write_run(tmp_path, model, backbones, hyper=hyper)
+        contents = torch.load(path, weights_only=False)
+        state = contents["state_dict"]
+        name = "model.projector.linear.weight"
+        larger = torch.zeros(100, 50)
+        larger[3:27, 5:45] = state[name]
+        state[name] = state["model.vision_to_language_projection.weight"] = larger[3:27, 5:45]
+        name = "model.language_model.model.layers.0.mlp.up_proj.weight"
+        state[name] = torch.nn.Parameter(state[name].t().contiguous().t())
+        torch.save(contents, path)
+        same_weights(PanoramaVLM.from_checkpoint(path), model)
+
     @pytest.mark.parametrize("weights_only", [True, False])
-    def test_optimizer_states_are_no_weights(
-        self, weights_only, build, files, backbones, tmp_path
-    ):
+    def test_optimizer_states_are_no_weights(self, weights_only, build, files, backbones, tmp_path):
         model = build(lora={"r": 3, "lora_alpha": 12})
         path = files.write_run(tmp_path, model, backbones, weights_only=weights_only)
         compare(PanoramaVLM.from_checkpoint(path), model)
@@ -337,6 +349,18 @@ class TestTokens:
         loaded = PanoramaVLM.from_checkpoint(files.write_run(tmp_path / "run", model, mine))
         assert loaded.get_input_embeddings().weight.shape[0] == len(model.tokenizer)
         assert loaded.language_model.config.vocab_size == len(model.tokenizer)
+        compare(loaded, model)
+
+    def test_padding_behind_the_last_row(self, original, files, backbones, tmp_path):
+        """A padded vocabulary is cut, and the backbone's id of padding with it."""
+        folder = files.write_language(
+            tmp_path / "lm",
+            {**files.LANGUAGE["qwen2"], "pad_token_id": 60, "eos_token_id": 61},
+            files.word_tokenizer(),
+        )
+        mine = files.Backbones(backbones.vision, {"qwen2": folder})
+        model = original.build(original.Spec(), mine)
+        loaded = PanoramaVLM.from_checkpoint(files.write_run(tmp_path / "run", model, mine))
         compare(loaded, model)
 
     @pytest.mark.parametrize(

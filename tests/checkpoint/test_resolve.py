@@ -275,7 +275,7 @@ class TestConflicts:
 
     @pytest.mark.parametrize("field", CASES)
     def test_the_weights_side(self, field, build, write):
-        said, claimed, observed = self.CASES[field]
+        said, _, observed = self.CASES[field]
         path = write(build(), sidecar={"model_config": {"resampler_type": "mlp", **said}})
         found = resolve(path, prefer="weights")
         assert found.conflicts == []

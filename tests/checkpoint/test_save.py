@@ -152,8 +152,9 @@ class TestRoundTrip:
         again = tmp_path / "again"
         again.mkdir()
         save_checkpoint(loaded, again / "best.ckpt")
-        strict = load(again, strict=True)
+        strict = load(again)
         assert strict.recipe == loaded.recipe and strict.recipe.models.layout == "original"
+        assert strict.resolution.assumed == loaded.resolution.assumed != []
         pixels = torch.randn(1, 2, 3, 16, 16)
         with torch.no_grad():
             assert_close(strict.vision_tokens(pixels), model.vision_tokens(pixels))
@@ -229,7 +230,7 @@ class TestForeignDocuments:
         _, path = saved()
         document = json.loads((tmp_path / SIDECAR).read_text())
         (tmp_path / SIDECAR).write_text(json.dumps({**document, "schema_version": 2}))
-        with pytest.raises(CheckpointError, match="schema version 2.*newer PanoVLM"):
+        with pytest.raises(CheckpointError, match=r"schema version 2.*newer PanoVLM"):
             load(path)
         (tmp_path / SIDECAR).write_text(json.dumps({**document, "recipe": {"models": 3}}))
         with pytest.raises(CheckpointError, match=r"checkpoint_metadata\.json: recipe\.models"):
@@ -239,7 +240,7 @@ class TestForeignDocuments:
         _, path = saved()
         contents = torch.load(path)
         torch.save({**contents, EMBEDDED: contents[EMBEDDED][:100]}, path)
-        with pytest.raises(CheckpointError, match="metadata inside .* is not JSON"):
+        with pytest.raises(CheckpointError, match=r"metadata inside .* is not JSON"):
             load(path)
 
 
@@ -297,6 +298,7 @@ class TestAddMetadata:
         repair = add_metadata(path)
         assert repair.resolution.assumed == []
         document = parse(json.loads((tmp_path / SIDECAR).read_text()), SIDECAR)
+        assert document.assumed == ()
         assert document.training.epoch == 1 and document.training.global_step == 7
         assert document.stage == "finetune"
         (tmp_path / "config.yaml").unlink()

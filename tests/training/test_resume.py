@@ -16,8 +16,8 @@ from panovlm.checkpoint.resolve import resolve
 from panovlm.config.schema import Settings
 from panovlm.errors import CheckpointError, ConfigError
 from panovlm.training.progress import ProgressLines
-from panovlm.training.rundir import BEST, LAST, stage_folder
 from panovlm.training.run import train
+from panovlm.training.rundir import BEST, LAST, stage_folder
 from panovlm.training.state import StateFile
 
 ALONE = "training.stages=[resampler]"

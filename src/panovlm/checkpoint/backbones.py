@@ -74,6 +74,17 @@ def vision_part(config: Mapping[str, Any]) -> dict[str, Any]:
     return part
 
 
+def resized(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Return a language model's configuration with the number of tokens that training gave it.
+
+    An id of padding that lies behind the last of them is left out; no embedding can be built
+    with it.
+    """
+    pad = config.get("pad_token_id")
+    kept = pad if isinstance(pad, int) and pad < rows else None
+    return {**config, "vocab_size": rows, "pad_token_id": kept}
+
+
 def _read(path: Path | None) -> dict[str, Any] | None:
     """Parse a JSON object."""
     if path is None:

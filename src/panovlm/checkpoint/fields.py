@@ -74,8 +74,11 @@ def bears(name: str, values: Mapping[str, Any]) -> bool:
         return False
     if section == "lora" and not values["lora.use_lora"]:
         return False
-    needs = (need for beginning, *need in BEARING if name.startswith(beginning))
-    return all(values[other] in wanted for other, wanted in needs)
+    return all(
+        values[other] in wanted
+        for beginning, other, wanted in BEARING
+        if name.startswith(beginning)
+    )
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:

@@ -88,12 +88,17 @@ def claimant(shapes: Shapes) -> ResamplerRecipe:
         raise CheckpointError(
             f"the checkpoint has no resampler (no tensor under {shapes.prefix}); it is incomplete."
         )
-    nearest = min(reasons, key=lambda name: len(reasons[name]))
+    nearest = max(recipes(), key=lambda name: _share_present(recipes()[name], shapes))
     raise CheckpointError(
         f"no registered resampler has the tensors under {shapes.prefix}. Nearest is {nearest!r}: "
         f"{'; '.join(reasons[nearest][:3])}. Known: {', '.join(sorted(recipes()))}; others come "
         "with the package that defines them."
     )
+
+
+def _share_present(architecture: ResamplerRecipe, shapes: Shapes) -> float:
+    """Return how much of what an architecture must have is there."""
+    return sum(name in shapes for name in architecture.has) / len(architecture.has)
 
 
 def _infer_resampler(result: Inferred, projection: Observations) -> None:

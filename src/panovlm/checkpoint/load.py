@@ -11,6 +11,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from panovlm.checkpoint.backbones import resized
 from panovlm.checkpoint.formats import load_tensors, read_attachments
 from panovlm.checkpoint.plan import Proof, prove
 from panovlm.checkpoint.resolution import Resolution
@@ -51,7 +52,9 @@ def load_checkpoint(
     tokenizer = find_tokenizer(resolution)
     if tokenizer is not None:
         model.attach_tokenizer(tokenizer)
-    model.to(device=device, dtype=dtype)
+    if dtype is not None:
+        convert(model, dtype)
+    cast(nn.Module, model).to(device)
     return model.eval()
 
 
@@ -76,10 +79,9 @@ def complete(resolution: Resolution) -> Recipe:
             )
     if models.language_config is None:
         named = _ask(language_config, models.language_model_name, "language", resolution)
-        found["language_config"] = named.to_dict()
         rows = resolution.inferred.fields.get("models.language_config.vocab_size")
-        if rows is not None:
-            found["language_config"]["vocab_size"] = rows.value
+        own = named.to_dict()
+        found["language_config"] = own if rows is None else resized(own, rows.value)
     if found:
         update = {
             "models": {**models.model_dump(), **found},
@@ -178,6 +180,17 @@ def bind(resolution: Resolution, model: PanoramaVLM) -> None:
         raise CheckpointError(
             f"{resolution.path}: {len(empty)} tensor(s) were left without value, first {empty[0]}."
         )
+
+
+def convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give the weights a floating-point type; computed buffers keep theirs.
+
+    ``module.to(dtype)`` would round the frequencies of rotary positions as well, and far positions
+    would be off by a good part of a turn.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _plain(language_model: nn.Module) -> nn.Module:

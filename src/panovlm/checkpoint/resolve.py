@@ -215,7 +215,8 @@ def _bearing(settling: Settling, *, carries_tokenizer: bool) -> list[str]:
     idle = {f"{RESAMPLER}.{key}" for key, how in observability.items() if how == "observable"}
     if carries_tokenizer or settling.sources[BACKBONES[LANGUAGE]].kind != "weights":
         idle.add("models.tokenizer_name")  # where none is stated, it is the language model's own
-    return [n for n in settling.assumed if n not in idle and bears(n, settling.values)]
+    bearing = (name for name in settling.assumed if bears(name, settling.values))
+    return sorted({name for name in bearing if name not in idle})
 
 
 def _differences(settling: Settling) -> list[str]:

@@ -34,15 +34,20 @@ def describe_model(
     stage: str = "",
     training: TrainingRecord | None = None,
 ) -> CheckpointMetadata:
-    """Return the complete document about a model as it is now."""
+    """Return the complete document about a model as it is now.
+
+    What was only assumed when the model was loaded stays assumed, unless it has been trained with
+    it since (``training`` is given).
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     files = tokenizer_files(model.tokenizer) if model.tokenizer is not None else {}
-    recipe = model.config.typed_recipe()
+    loaded = model.resolution if training is None else None
     return CheckpointMetadata(
         experiment_name=experiment_name,
         stage=stage,
         fingerprint=fingerprint(shapes),
-        recipe=recipe,
+        recipe=model.config.typed_recipe(),
+        assumed=tuple(loaded.assumed) if loaded else (),
         tokenizer={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         training=training or TrainingRecord(),
         versions=library_versions(),

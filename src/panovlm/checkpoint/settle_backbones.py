@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from panovlm.checkpoint.backbones import named_config, named_processor, vision_part
+from panovlm.checkpoint.backbones import named_config, named_processor, resized, vision_part
 from panovlm.checkpoint.resolution import Source
 from panovlm.checkpoint.settling import OVERRIDE, Settling, kind_of, plain
 from panovlm.checkpoint.shapes import Observed
@@ -13,8 +13,6 @@ from panovlm.errors import CheckpointError
 VISION, LANGUAGE = "models.vision_config", "models.language_config"
 BACKBONES = {VISION: "models.vision_name", LANGUAGE: "models.language_model_name"}
 """Field of each backbone's configuration, and field of its name."""
-RESIZED = frozenset({"vocab_size"})
-"""Fields of a backbone's own configuration that training may have changed."""
 IMAGE_SIZE = "image_processing.image_size"
 PROCESSOR = "image_processing.vision_processor"
 
@@ -30,8 +28,8 @@ def settle_backbone(settling: Settling, name: str) -> None:
     if claim is not None:
         source = Source(kind_of(claim), claim.origin)
         # What a caller gives is the backbone's own configuration, as a name would.
-        free = RESIZED if source.kind == "override" else frozenset[str]()
-        _set_stated(settling, name, claim.values[name], source, free)
+        own = source.kind == "override"
+        _set_stated(settling, name, claim.values[name], source, own=own)
         for full in sorted(claim.assumed):
             if full.startswith(f"{name}."):
                 settling.sources[full] = source
@@ -70,26 +68,28 @@ def _settle_named(settling: Settling, name: str, label: str) -> None:
         processor = named_processor(label)
         if settling.values.get(PROCESSOR) is None and processor is not None:
             settling.set(PROCESSOR, processor, Source("metadata", f"processor of {label}"))
-    _set_stated(settling, name, raw, Source("metadata", f"config.json of {label}"), RESIZED)
+    _set_stated(settling, name, raw, Source("metadata", f"config.json of {label}"), own=True)
 
 
 def _set_stated(
-    settling: Settling, name: str, stated: dict[str, Any], source: Source, free: frozenset[str]
+    settling: Settling, name: str, stated: dict[str, Any], source: Source, *, own: bool
 ) -> None:
     """Take a stated configuration after comparing it with the weights, key by key.
 
-    The keys in ``free`` are those that the weights decide, whatever is stated.
+    With ``own`` it is that of the backbone from before training, which may have changed the number
+    of tokens.
     """
     config = vision_part(stated) if name == VISION else dict(stated)
+    rows = settling.inferred.fields.get(f"{LANGUAGE}.vocab_size")
+    if own and name == LANGUAGE and rows is not None:
+        config = resized(config, rows.value)
     observations = {
         full.removeprefix(f"{name}."): observed
         for full, observed in settling.inferred.fields.items()
         if full.startswith(f"{name}.")
     }
     for key, observed in observations.items():
-        if key in free:
-            config[key] = observed.value
-        elif key in config and not _agrees(key, config[key], observations):
+        if key in config and not _agrees(key, config[key], observations):
             full = f"{name}.{key}"
             config[key] = settling.contradict(full, config[key], source.detail, observed)
     settling.set(name, config, source)

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from panovlm.checkpoint.locate import locate
 from panovlm.cli.options import (
     add_device_options,
     add_loading_options,
@@ -67,11 +68,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace, path: Path) -> int:
     """Load the model, ask, score."""
+    settings = _settings(options)
+    locate(path)  # a wrong name is told at once, before torch is imported
     quiet()
     from panovlm.evaluation.session import default_tables, run_evaluation
     from panovlm.models.model import PanoramaVLM
 
-    settings = _settings(options)
     model = PanoramaVLM.from_checkpoint(
         path,
         device=device(options.device),

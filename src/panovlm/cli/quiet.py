@@ -15,6 +15,7 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for module in ("lightning", "torch", "transformers", "peft"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
 

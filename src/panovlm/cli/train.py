@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         _print_plan(settings, names, console)
         return 0
+    from lightning.pytorch.utilities import rank_zero_only
+
     from panovlm.training.run import train
 
     quiet_trainer()
@@ -70,9 +72,8 @@ def run(options: argparse.Namespace) -> int:
         resume=options.resume,
         console=console,
     )
-    console.print(
-        f"evaluate with: panovlm eval --checkpoint-dir {folder}", highlight=False, soft_wrap=True
-    )
+    if rank_zero_only.rank == 0:
+        print(f"evaluate with: panovlm eval --checkpoint-dir {folder}")  # noqa: T201
     return 0
 
 

@@ -419,6 +419,9 @@ class Training(StrictModel):
     def _stages_are_configured(self) -> Training:
         if not self.stage_configs:
             raise ValueError("stage_configs is empty; configure at least one stage")
+        for stage in (*self.stages, *self.stage_configs):
+            if stage not in STAGES:
+                raise ValueError(f"there is no stage {stage!r}; stages are {', '.join(STAGES)}")
         for stage in self.stages:
             if stage not in self.stage_configs:
                 raise ValueError(

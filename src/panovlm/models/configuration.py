@@ -30,7 +30,7 @@ class PanoramaVLMConfig(PreTrainedConfig):
     """
 
     model_type = "panovlm"
-    sub_configs: ClassVar[dict[str, Any]] = {
+    sub_configs: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleMethodOverride]
         "vision_config": AutoConfig,
         "text_config": AutoConfig,
     }
@@ -88,7 +88,7 @@ class PanoramaVLMConfig(PreTrainedConfig):
                 "configuration there, or a name whose configuration can be read."
             )
         try:
-            return cast(PreTrainedConfig, AutoConfig.for_model(**config))
+            return AutoConfig.for_model(**config)
         except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"models.{name} cannot be used: {reason}") from error

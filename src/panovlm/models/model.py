@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from panovlm.config.schema import LoRASettings, Recipe
-from panovlm.errors import ConfigError
+from panovlm.errors import CheckpointError, ConfigError
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.chat import ChatFormat
@@ -87,9 +87,7 @@ class PanoramaVLM(PreTrainedModel):
         self.resolution: Resolution | None = None
         self.post_init()
         if self.recipe.lora.use_lora:
-            self.language_model = attach_lora(
-                cast(PreTrainedModel, self.language_model), self.recipe.lora
-            )
+            self._attach(self.recipe.lora)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: every module here initialises itself when it is constructed."""
@@ -305,14 +303,50 @@ class PanoramaVLM(PreTrainedModel):
 
     def add_adapters(self, settings: LoRASettings) -> None:
         """Attach fresh low-rank adapters to the language model and record them in the recipe."""
-        self.language_model = attach_lora(cast(PreTrainedModel, self.language_model), settings)
+        self._attach(settings)
         lora = settings.model_copy(update={"use_lora": True})
         self.set_recipe(self.recipe.model_copy(update={"lora": lora.model_dump()}))
+
+    def _attach(self, settings: LoRASettings) -> None:
+        self.language_model = attach_lora(cast(PreTrainedModel, self.language_model), settings)
+        # The wrapper moves tied weights to other names.
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
     def set_recipe(self, recipe: Recipe) -> None:
         """Replace the recipe where it has no bearing on the modules that are already built."""
         self.recipe = recipe
         self.config.recipe = PanoramaVLMConfig(recipe).recipe
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a folder that ``save_pretrained`` wrote; see :class:`transformers.PreTrainedModel`.
+
+        transformers only prints which weights a file lacks and fills them with random numbers;
+        here that is an error.
+
+        Raises:
+            CheckpointError: the weights are not exactly those of the configuration.
+        """
+        load = cast(Any, super()).from_pretrained
+        model, info = load(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        faults = {
+            "missing": sorted(info["missing_keys"]),
+            "unexpected": sorted(info["unexpected_keys"]),
+            "of another shape": sorted(str(fault[0]) for fault in info["mismatched_keys"]),
+        }
+        told = [f"{len(keys)} {what}, first {keys[0]}" for what, keys in faults.items() if keys]
+        if told:
+            raise CheckpointError(
+                f"the weights in {pretrained_model_name_or_path} are not those of its config.json: "
+                f"{'; '.join(told)}. The folder is incomplete or mixed; save the model again."
+            )
+        return (model, info) if output_loading_info else model
 
     @classmethod
     def from_checkpoint(
@@ -329,7 +363,7 @@ class PanoramaVLM(PreTrainedModel):
 
         Args:
             path: checkpoint file, or a folder that holds one.
-            device: where the weights go.
+            device: where the weights go; ``"auto"`` is an accelerator if there is one.
             dtype: floating-point type of the weights; unset: as they are in the file.
             prefer: which side to take where metadata and weights contradict each other.
             strict: refuse settings that neither metadata nor weights tell.
@@ -344,6 +378,8 @@ class PanoramaVLM(PreTrainedModel):
         """
         from panovlm.checkpoint.load import load_checkpoint
 
+        if device == "auto":
+            device = torch.accelerator.current_accelerator() or "cpu"
         return cast(
             Self,
             load_checkpoint(

@@ -7,16 +7,9 @@ from dataclasses import dataclass
 from rich.table import Table
 from torch import nn
 
-from panovlm.config.schema import StageConfig, Trainable
+from panovlm.config.schema import StageConfig, Trainable, usually_trainable
 from panovlm.errors import ConfigError
 from panovlm.models.model import PanoramaVLM
-
-DEFAULTS = {
-    "vision": Trainable(resampler=True, vicreg_projector=True),
-    "resampler": Trainable(resampler=True, projector=True),
-    "finetune": Trainable(resampler=True, projector=True),
-}
-"""What a stage trains when its settings do not say."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +23,7 @@ class ComponentCount:
 
 def trainable_parts(stage: str, settings: StageConfig) -> Trainable:
     """Return what a stage trains."""
-    return settings.trainable or DEFAULTS[stage]
+    return settings.trainable or usually_trainable(stage)
 
 
 def freeze(model: PanoramaVLM, parts: Trainable) -> None:

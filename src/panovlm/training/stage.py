@@ -33,6 +33,9 @@ from panovlm.training.progress import ProgressLines
 from panovlm.training.rundir import checkpoint_stem, experiment_name
 from panovlm.training.tables import StageTables, Tables
 
+PLAIN = ("auto", "ddp")
+"""Names of the strategy that copies the model to every process and averages the gradients."""
+
 
 def stage_model(
     settings: Settings, name: str, tables: Tables, upstream: Path | None
@@ -128,13 +131,18 @@ def training_processes(settings: Settings) -> int:
             "leave the setting out."
         )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return _trainer(settings, **quiet).world_size
+    return _trainer(settings, strategy=settings.environment.strategy, **quiet).world_size
 
 
 def stage_trainer(
-    settings: Settings, name: str, folder: Path, rows: StageTables, console: Console
+    settings: Settings,
+    name: str,
+    folder: Path,
+    rows: StageTables,
+    console: Console,
+    processes: int,
 ) -> lightning.Trainer:
-    """Return Lightning's trainer for a stage."""
+    """Return Lightning's trainer for a stage, in one of so many training processes."""
     training, stage = settings.training, settings.training.stage_configs[name]
     stem = checkpoint_stem(settings, rows.train_files)
     callbacks: list[lightning.Callback] = [
@@ -147,6 +155,7 @@ def stage_trainer(
         callbacks.append(EarlyStopping("val_loss", patience=stage.patience))
     return _trainer(
         settings,
+        strategy=_strategy(settings, processes),
         default_root_dir=folder,
         max_epochs=stage.epochs,
         accumulate_grad_batches=stage.accumulate_grad_batches,
@@ -202,7 +211,6 @@ def _trainer(settings: Settings, **arguments: Any) -> lightning.Trainer:
         return lightning.Trainer(
             accelerator=environment.accelerator,
             devices=environment.devices,
-            strategy=environment.strategy,
             precision=_precision(settings),
             enable_model_summary=False,
             **arguments,
@@ -248,6 +256,16 @@ def _recipe_overrides(settings: Settings) -> dict[str, Any]:
 def _one_per_image(samples: Sequence[Sample]) -> list[Sample]:
     """Return one row per panorama, for a stage that reads no text."""
     return list({sample.image: sample for sample in reversed(samples)}.values())[::-1]
+
+
+def _strategy(settings: Settings, processes: int) -> str:
+    """Return Lightning's strategy.
+
+    Towers and the Q-Former bring parameters that no output depends on (pooling heads, the table of
+    words); plain DDP waits for their gradients for ever.
+    """
+    chosen = settings.environment.strategy
+    return "ddp_find_unused_parameters_true" if processes > 1 and chosen in PLAIN else chosen
 
 
 def _precision(settings: Settings) -> Any:

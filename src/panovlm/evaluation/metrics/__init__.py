@@ -34,6 +34,9 @@ __all__ = [
     "wilson",
 ]
 
+CAPTION = "caption"
+"""Kind of question whose answer is a description."""
+
 Metric = Callable[[Sequence[str], Sequence[str]], Result]
 
 
@@ -111,7 +114,8 @@ def score_answers(answers: Sequence[Answer], metrics: Mapping[str, Metric] = MET
     """Compute every metric over the answers that can be scored.
 
     Both sides are cleaned first (:func:`clean`). A metric that cannot be computed says why; the
-    others are not touched by it.
+    others are not touched by it. The accuracy leaves questions of the kind "caption" out: a
+    description has no single right wording, the caption metrics are for it.
 
     Args:
         answers: All answers of an evaluation, failed samples included.
@@ -124,24 +128,32 @@ def score_answers(answers: Sequence[Answer], metrics: Mapping[str, Metric] = MET
         (clean(prediction), clean_reference(reference), answer)
         for prediction, reference, answer in scorable(answers)
     ]
-    predictions = [pair[0] for pair in pairs]
-    references = [pair[1] for pair in pairs]
+    closed = [pair for pair in pairs if _is_closed(pair[2])]
+    questions = [answer for answer in answers if _is_closed(answer)]
     missing = NotComputed(_why_nothing_is_scored(answers))
+
+    def measure(name: str, metric: Metric) -> Measurement:
+        chosen, total = (closed, questions) if name == "accuracy" else (pairs, answers)
+        if pairs and not chosen:
+            return Measurement(NotComputed("all samples are captions"), 0, len(total))
+        texts = ([pair[0] for pair in chosen], [pair[1] for pair in chosen])
+        return Measurement(metric(*texts) if chosen else missing, len(chosen), len(total))
+
     failed = sum(answer.is_error for answer in answers)
     return Scores(
-        metrics={
-            name: Measurement(
-                metric(predictions, references) if pairs else missing, len(pairs), len(answers)
-            )
-            for name, metric in metrics.items()
-        },
-        groups=_by_group(answers, pairs),
+        metrics={name: measure(name, metric) for name, metric in metrics.items()},
+        groups=_by_group(questions, closed),
         total=len(answers),
         scored=len(pairs),
         failed=failed,
         without_reference=len(answers) - failed - len(pairs),
         empty=sum(answer.is_empty and not answer.is_error for answer in answers),
     )
+
+
+def _is_closed(answer: Answer) -> bool:
+    """Whether a question has one right answer."""
+    return answer.question.groups.get("kind") != CAPTION
 
 
 def _why_nothing_is_scored(answers: Sequence[Answer]) -> str:

@@ -1,0 +1,120 @@
+"""Names in a file to the names of the model."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panovlm.checkpoint.keys import COMPONENTS, canonical, map_keys, unwrap
+from panovlm.errors import CheckpointError, ContradictionError
+
+WRAPPED = {
+    "model.projector.linear.weight": ("projector.linear.weight", "model."),
+    "module.model._orig_mod.projector.linear.weight": (
+        "projector.linear.weight",
+        "module.model._orig_mod.",
+    ),
+    "_forward_module.model.language_model.model.norm.weight": (
+        "language_model.model.norm.weight",
+        "_forward_module.model.",
+    ),
+    "base_model.model.projector.linear.weight": ("projector.linear.weight", "base_model.model."),
+    "language_model.base_model.model.model.norm.weight": (
+        "language_model.base_model.model.model.norm.weight",
+        "",
+    ),
+    "model.language_model.model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight": (
+        "language_model.model.layers.0.mlp.up_proj.weight",
+        "model.",
+    ),
+    "projector._fsdp_wrapped_module.linear.weight": ("projector.linear.weight", ""),
+    "vision_backbone.encoder.module.embeddings.class_embedding": (
+        "vision_backbone.encoder.embeddings.class_embedding",
+        "",
+    ),
+    # Further below, "module" is a name like any other.
+    "language_model.model.layers.module.weight": ("language_model.model.layers.module.weight", ""),
+    "critic.weight": ("critic.weight", ""),
+    "ema_model.projector.linear.weight": ("ema_model.projector.linear.weight", ""),
+    "model.embed_tokens.weight": ("embed_tokens.weight", "model."),
+    "layout": ("layout", ""),
+    "model.layout": ("layout", "model."),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrappers(name):
+    assert unwrap(name) == WRAPPED[name]
+
+
+part = st.sampled_from(["model", "module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"])
+
+
+@given(wrappers=st.lists(part, max_size=4), component=st.sampled_from(COMPONENTS[:-1]))
+def test_any_wrappers_in_front(wrappers, component):
+    bare, prefix = unwrap(".".join([*wrappers, component, "a", "weight"]))
+    assert bare == f"{component}.a.weight"
+    assert prefix == "".join(f"{wrapper}." for wrapper in wrappers)
+
+
+def test_older_homes_and_aliases():
+    assert canonical("vision_encoder.a.b") == ("vision_backbone.encoder.a.b", True)
+    assert canonical("vicreg_norm.bias") == ("vision_backbone.norm.bias", True)
+    assert canonical("resampler.mlp.0.bias") == ("resampler_module.resampler.mlp.0.bias", True)
+    assert canonical("vision_to_language_projection.bias") == ("projector.linear.bias", True)
+    assert canonical("projector.linear.bias") == ("projector.linear.bias", False)
+    assert canonical("resampler") == (None, False)
+    assert canonical("critic.bias") == (None, False)
+
+
+class TestMap:
+    def test_aliases_unknown_and_rebuilt(self):
+        found = map_keys(
+            {
+                "model.resampler_module.resampler.mlp.0.bias": (3,),
+                "model.resampler.mlp.0.bias": (3,),
+                "model.vision_backbone.encoder.embeddings.position_ids": (1, 4),
+                "critic.bias": (2,),
+            }
+        )
+        name = "resampler_module.resampler.mlp.0.bias"
+        assert found.files == {name: f"model.{name}"}
+        assert found.aliases == {name: ("model.resampler.mlp.0.bias",)}
+        assert list(found.ignored) == ["model.vision_backbone.encoder.embeddings.position_ids"]
+        assert found.unknown == ("critic.bias",)
+        assert found.layout == "original" and found.prefixes == ("model.",)
+
+    def test_the_alias_may_come_first(self):
+        shapes = {"resampler.mlp.0.bias": (3,), "resampler_module.resampler.mlp.0.bias": (3,)}
+        for names in (list(shapes), list(shapes)[::-1]):
+            found = map_keys({name: shapes[name] for name in names})
+            name = "resampler_module.resampler.mlp.0.bias"
+            assert found.files == {name: name}
+            assert found.aliases == {name: ("resampler.mlp.0.bias",)}
+
+    def test_layout_is_marked_in_the_weights(self):
+        assert map_keys({"layout": (1,), "projector.linear.bias": (2,)}).layout == "panovlm-1"
+        assert map_keys({"model.layout": (1,), "model.projector.linear.bias": (2,)}).layout == (
+            "panovlm-1"
+        )
+
+    def test_tower_names_of_today(self):
+        old = "vision_backbone.encoder.encoder.layer.0.attention.attention.query.weight"
+        assert list(map_keys({old: (2, 2)}).files) == [
+            "vision_backbone.encoder.encoder.layer.0.attention.q_proj.weight"
+        ]
+
+    def test_nothing_of_a_model(self):
+        with pytest.raises(CheckpointError, match=r"layers\.0.*expected one of vision_backbone"):
+            map_keys({"layers.0.weight": (2,), "head.bias": (1,)})
+        with pytest.raises(CheckpointError, match="no tensor belongs"):
+            map_keys({})
+
+    def test_two_models(self):
+        with pytest.raises(CheckpointError, match=r"model\.projector.*module\.projector"):
+            map_keys({"model.projector.linear.bias": (2,), "module.projector.linear.bias": (2,)})
+
+    def test_an_alias_of_another_shape(self):
+        with pytest.raises(ContradictionError, match="damaged"):
+            map_keys({"projector.linear.bias": (2,), "vision_to_language_projection.bias": (3,)})

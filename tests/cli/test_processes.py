@@ -1,0 +1,92 @@
+"""What only a process of its own can show: signals, exit codes, and what is imported."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "panovlm.cli.main", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("sign", "code", "last_word"),
+    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_in_the_middle_of_training(
+    sign: int, code: int, last_word: str, small_file: Path, tmp_path: Path
+) -> None:
+    more = ["training.stage_configs.vision.epochs=400", f"paths.runs_dir={tmp_path}"]
+    process = subprocess.Popen(
+        command("train", "-c", small_file, *more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    last = tmp_path / "small" / "vision" / "anyres-e2p_bimamba" / "last.ckpt"
+    while process.poll() is None and not last.exists():
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+    process.send_signal(sign)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (code, last_word)
+    assert f"; --resume continues from {last}\n" in out
+    state = torch.load(last, weights_only=True)
+    assert state["global_step"] >= 1
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "add_metadata_to_checkpoint"])
+def test_the_scripts_are_the_commands(name: str, tmp_path: Path) -> None:
+    """Each runs from anywhere, and ends as the command does."""
+    arguments = {
+        "train": ["--config", "none.yaml"],
+        "eval": ["--checkpoint-dir", "none"],
+        "add_metadata_to_checkpoint": ["--checkpoint", "none"],
+    }[name]
+    script = [sys.executable, str(SCRIPTS / f"{name}.py"), *arguments]
+    done = subprocess.run(
+        script, capture_output=True, text=True, cwd=tmp_path, check=False, env=environment()
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: none") and done.stderr.count("\n") == 1
+
+
+def test_inspect_needs_no_torch(trained: Path) -> None:
+    code = (
+        "import sys\n"
+        "from panovlm.cli.main import main\n"
+        f"code = main(['inspect', {str(trained)!r}])\n"
+        "heavy = sorted({'torch', 'transformers', 'lightning'} & set(sys.modules))\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("verdict: loads, and every setting is known\n")
+
+
+def test_a_reader_that_goes_away_is_no_error(trained: Path) -> None:
+    with subprocess.Popen(
+        command("inspect", trained), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0

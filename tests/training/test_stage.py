@@ -1,0 +1,113 @@
+"""What a stage is put together from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from panovlm.config.schema import Settings
+from panovlm.errors import ConfigError, DataError
+from panovlm.training.stage import optimizer_steps, stage_data, stage_model, training_processes
+from panovlm.training.tables import Tables
+
+MakeSettings = Callable[..., Settings]
+
+
+def table(file: Path, scenes: Path, *texts: str) -> Path:
+    image = scenes / "images" / "train-000001.jpg"
+    rows = [f"{image},{text},{text}" for text in texts]
+    file.write_text("\n".join(["url,instruction,response", *rows]) + "\n")
+    return file
+
+
+def test_a_stage_reads_its_own_tables_first(
+    scenes: Path, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    own = table(tmp_path / "own.csv", scenes, "one", "two")
+    place = "training.stage_configs.finetune.data"
+    tables = Tables(make_settings(tmp_path, f"{place}={{csv_train: {own}}}"))
+    finetune, vision = tables.of("finetune"), tables.of("vision")
+    assert finetune.train_files == (str(own),)
+    assert [sample.turns for sample in finetune.train] == [(("one", "one"),), (("two", "two"),)]
+    assert vision.train_files == (str(scenes / "train.csv"),)
+    assert finetune.val_files == vision.val_files
+    assert finetune.val is vision.val  # each file is read once
+
+
+def test_the_vocabulary_is_that_of_all_stages(
+    scenes: Path, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """Also when the first stage is run alone: later ones go on with its tokenizer."""
+    own = table(tmp_path / "own.csv", scenes, "zebra")
+    place = "training.stage_configs.finetune.data"
+    settings = make_settings(tmp_path, f"{place}={{csv_train: {own}}}")
+    model = stage_model(settings, "vision", Tables(settings), None)
+    assert model.tokenizer is not None
+    words = ("zebra", "What", "helpful", "panoramic")
+    assert all(model.tokenizer.encode(w) != model.tokenizer.encode("<unk>") for w in words)
+
+
+def test_an_overlap_stage_sees_each_panorama_once(make_settings: MakeSettings) -> None:
+    settings = make_settings(Path("runs"))
+    tables = Tables(settings)
+    model = stage_model(settings, "vision", tables, None)
+    for stage, rows in (("vision", 8), ("resampler", 16), ("finetune", 8)):
+        data = stage_data(settings, stage, model, tables.of(stage))
+        batches = list(data.train_dataloader())
+        assert sum(len(batch["source"]) for batch in batches) == rows
+        assert ("input_ids" in batches[0]) == (stage != "vision")
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "accumulate", "epochs", "processes", "expected"),
+    [(16, 4, 1, 1, 1, 4), (16, 3, 2, 2, 1, 6), (16, 3, 2, 1, 2, 2), (16, 99, 5, 3, 4, 3)],
+)
+def test_optimizer_steps(
+    rows: int,
+    batch: int,
+    accumulate: int,
+    epochs: int,
+    processes: int,
+    expected: int,
+    make_settings: MakeSettings,
+) -> None:
+    place = "training.stage_configs.resampler"
+    changes = {"batch_size": batch, "accumulate_grad_batches": accumulate, "epochs": epochs}
+    settings = make_settings(
+        Path("runs"),
+        f"{place}.val_check_interval=1.0",
+        *(f"{place}.{name}={value}" for name, value in changes.items()),
+    )
+    tables = Tables(settings)
+    model = stage_model(settings, "resampler", tables, None)
+    data = stage_data(settings, "resampler", model, tables.of("resampler"))
+    stage = settings.training.stage_configs["resampler"]
+    assert len(tables.of("resampler").train) == rows
+    assert optimizer_steps("resampler", stage, data, processes) == expected
+
+
+@pytest.mark.parametrize("interval", ["7", "0", "1.5", "-1", "0.0"])
+def test_an_interval_that_no_epoch_reaches(interval: str, make_settings: MakeSettings) -> None:
+    place = "training.stage_configs.resampler.val_check_interval"
+    settings = make_settings(Path("runs"), f"{place}={interval}")
+    tables = Tables(settings)
+    model = stage_model(settings, "resampler", tables, None)
+    data = stage_data(settings, "resampler", model, tables.of("resampler"))
+    stage = settings.training.stage_configs["resampler"]
+    with pytest.raises(ConfigError, match=f"{place} is {interval}, but an epoch has 6 batches"):
+        optimizer_steps("resampler", stage, data, 1)
+
+
+def test_processes(make_settings: MakeSettings) -> None:
+    assert training_processes(make_settings(Path("runs"))) == 1
+    two = make_settings(Path("runs"), "environment.devices=2", "environment.strategy=ddp")
+    assert training_processes(two) == 2
+
+
+def test_a_stage_without_table(make_settings: MakeSettings) -> None:
+    settings: Any = make_settings(Path("runs"), "data.csv_train=[]")
+    with pytest.raises(DataError, match=r"stage finetune has no training table; set data"):
+        Tables(settings).of("finetune")
