@@ -19,7 +19,7 @@ from panovlm.errors import DataError
 
 
 def settings(root: Path, **changes: int) -> SyntheticScenes:
-    sizes = {"train_scenes": 4, "val_scenes": 2, "test_scenes": 3, "width": 64}
+    sizes = {"train_scenes": 4, "val_scenes": 2, "test_scenes": 3, "width": 128}
     return SyntheticScenes(root=str(root), **{**sizes, **changes})
 
 
