@@ -21,7 +21,8 @@ from panovlm.training.rundir import BEST, LAST, stage_folder
 from panovlm.training.state import StateFile
 
 ALONE = "training.stages=[resampler]"
-"""Six batches of an epoch, gradients of two accumulated, validation after every third."""
+"""Six batches of an epoch, gradients of two accumulated, last.ckpt after every step."""
+STAGE = "training.stage_configs.resampler"
 
 
 class StoppedError(Exception):
@@ -74,33 +75,47 @@ def assert_loads(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(make_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stage's folder after a run that nothing stopped."""
-    return run(make_settings(tmp_path_factory.mktemp("whole"), ALONE))[0]
+def wholes(make_settings: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The stage's folder after runs that nothing stopped, by interval of the validations."""
+    return {
+        interval: run(
+            make_settings(
+                tmp_path_factory.mktemp("whole"), ALONE, f"{STAGE}.val_check_interval={interval}"
+            )
+        )[0]
+        for interval in (2, 3)
+    }
 
 
 @pytest.mark.parametrize(
-    ("hook", "count"),
+    ("interval", "hook", "count"),
     [
-        ("on_train_batch_start", 2),  # between two batches of one step, nothing written yet
-        ("on_train_batch_start", 4),  # after a validation in the middle of accumulated gradients
-        ("on_train_batch_start", 6),  # in the middle of an epoch, between two batches of one step
-        ("on_validation_end", 2),  # best not yet kept, end of the first epoch
-        ("on_train_epoch_end", 1),  # best kept, last.ckpt a step behind
-        ("on_train_batch_start", 7),  # before the second epoch
-        ("on_train_batch_start", 11),
-        ("on_train_epoch_end", 2),
+        (3, "on_train_batch_start", 2),  # between two batches of one step, nothing written yet
+        (3, "on_train_batch_start", 4),  # after a validation between two batches of one step
+        (3, "on_train_batch_start", 6),  # in the middle of an epoch, between two batches
+        (3, "on_validation_end", 2),  # end of the first epoch, before its best is kept
+        (3, "on_train_epoch_end", 1),  # its best is kept, last.ckpt a step behind
+        (3, "on_train_batch_start", 7),  # before the second epoch
+        (3, "on_train_batch_start", 11),
+        (3, "on_train_epoch_end", 2),
+        (2, "on_validation_start", 1),  # the first step is done, its validation is not
+        (2, "on_validation_start", 2),
+        (2, "on_validation_end", 2),
+        (2, "on_train_batch_start", 5),  # after a validation in the middle of an epoch
+        (2, "on_validation_start", 5),
     ],
 )
 def test_stopped_anywhere(
+    interval: int,
     hook: str,
     count: int,
-    whole: Path,
+    wholes: dict[int, Path],
     make_settings: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = make_settings(tmp_path, ALONE)
+    whole = wholes[interval]
+    settings = make_settings(tmp_path, ALONE, f"{STAGE}.val_check_interval={interval}")
     with monkeypatch.context() as patch:
         stop_at(patch, hook, count)
         with pytest.raises(StoppedError):
@@ -114,14 +129,46 @@ def test_stopped_anywhere(
         assert same(found[part], expected[part]), part
     assert same(read(folder / BEST)["state_dict"], read(whole / BEST)["state_dict"])
     # The name of the best file tells epoch and loss; one such file is kept.
-    assert sorted(p.name for p in folder.glob("*.ckpt")) == sorted(
-        p.name for p in whole.glob("*.ckpt")
-    )
+    assert files(folder) == files(whole)
     assert_loads(folder)
 
 
-def test_the_run_that_was_not_stopped(whole: Path) -> None:
-    """What the comparisons above rest on: it trained, on different data in each epoch."""
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.ckpt"))
+
+
+def test_the_best_of_before_is_remembered(
+    make_settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later epoch that is no better does not become the best because of an interruption."""
+    settings = make_settings(tmp_path, ALONE, f"{STAGE}.lr=1e-12")
+    with monkeypatch.context() as patch:
+        stop_at(patch, "on_train_batch_start", 7)
+        with pytest.raises(StoppedError):
+            run(settings)
+    folder = stage_folder(settings, "resampler")
+    (best,) = folder.glob("*_epoch00_loss*.ckpt")
+    run(settings, resume=True)
+    assert files(folder) == ["best.ckpt", "last.ckpt", best.name]
+    assert best.samefile(folder / BEST)
+
+
+def test_a_validation_that_was_due_is_not_left_out(
+    make_settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after a step, while the validation that follows it was running."""
+    settings = make_settings(tmp_path, ALONE, f"{STAGE}.lr=1e-12", f"{STAGE}.val_check_interval=2")
+    with monkeypatch.context() as patch:
+        stop_at(patch, "on_validation_start", 1)
+        with pytest.raises(StoppedError):
+            run(settings)
+    folder, _ = run(settings, resume=True)
+    assert read(folder / BEST)["global_step"] == 1
+
+
+def test_the_run_that_was_not_stopped(wholes: dict[int, Path]) -> None:
+    """What the comparisons above rest on."""
+    whole = wholes[3]
     state = read(whole / LAST)
     assert state["global_step"] == 6
     assert state["lr_schedulers"][0]["last_epoch"] == 6
@@ -135,8 +182,7 @@ def test_a_stage_that_stopped_early_is_not_trained_further(
     make_settings: Any, tmp_path: Path
 ) -> None:
     """Killed between its last checkpoint and the note that it is complete."""
-    stage = "training.stage_configs.resampler"
-    changes = [f"{stage}.{change}" for change in ("lr=1e-12", "patience=1", "epochs=9")]
+    changes = [f"{STAGE}.{change}" for change in ("lr=1e-12", "patience=1", "epochs=9")]
     settings = make_settings(tmp_path, ALONE, *changes)
     folder, _ = run(settings)
     first = read(folder / LAST)

@@ -48,7 +48,7 @@ def test_tables_and_pictures(tmp_path: Path) -> None:
         "test": 24,
     }
     assert samples["train"][0].image == root / "images" / "train-000001.jpg"
-    assert Image.open(samples["train"][0].image).size == (64, 32)
+    assert Image.open(samples["train"][0].image).size == (128, 64)
     assert list(tmp_path.rglob("*.tmp")) == []
     with (root / "test.csv").open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
