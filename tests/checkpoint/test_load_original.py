@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -248,6 +250,49 @@ class TestNames:
         compare(loaded, model)
 
 
+OF_4 = {
+    "qwen2": {
+        "rope_theta": 1e6,
+        "rope_scaling": None,
+        "sliding_window": 32768,
+        "use_sliding_window": False,
+        "max_window_layers": 2,
+        "tie_word_embeddings": True,
+    },
+    "llama": {
+        "rope_theta": 500.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 16,
+        },
+        "attention_bias": False,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+@pytest.mark.parametrize("language", OF_4)
+def test_configurations_as_transformers_4_wrote_them(
+    language, original, files, backbones, tmp_path
+):
+    """Rotary positions stand there under names that transformers 5 has no more."""
+    config = {**files.LANGUAGE[language], "max_position_embeddings": 256}
+    folder = files.write_language(tmp_path / "lm", config, files.word_tokenizer())
+    old = {**files.LM, "model_type": language, "torch_dtype": "float32", **OF_4[language]}
+    (folder / "config.json").write_text(json.dumps(old))
+    mine = files.Backbones(backbones.vision, {language: folder})
+    model = original.build(original.Spec(language=language), mine)
+    loaded = PanoramaVLM.from_checkpoint(files.write_run(tmp_path / "run", model, mine))
+    ours, theirs = (m.language_model.model.rotary_emb.inv_freq for m in (loaded, model))
+    assert torch.equal(ours, theirs)
+    compare(loaded, model)
+
+
 class TestTypes:
     def test_bfloat16(self, build, files, backbones, tmp_path):
         model = build(use_projection_positional_encoding=True)
@@ -334,6 +379,13 @@ class TestFiles:
         compare(loaded, model)
 
 
+OTHER_CLASS = pytest.mark.xfail(
+    strict=True,
+    reason="transformers 5 puts the class of the model's family over the generic one that a "
+    "tokenizer's folder names, and rebuilds its splitting; load_tokenizer does not prevent that",
+)
+
+
 class TestTokens:
     """Rows of the embedding table are the tokenizer's tokens, whatever the backbone had."""
 
@@ -366,12 +418,11 @@ class TestTokens:
     @pytest.mark.parametrize(
         "special",
         [
-            {"eos_token": "<|im_end|>"},
-            {"bos_token": "<|im_start|>"},
-            {"eos_token": "<|endoftext|>"},
-            {"pad_token": "<pad>"},
+            pytest.param({"eos_token": "<|im_end|>"}, id="no pad", marks=OTHER_CLASS),
+            pytest.param({"bos_token": "<|im_start|>"}, id="no end"),
+            pytest.param({"eos_token": "<|endoftext|>"}, id="end of text"),
+            pytest.param({"pad_token": "<pad>"}, id="only pad", marks=OTHER_CLASS),
         ],
-        ids=["no pad", "no end", "end of text", "only pad"],
     )
     def test_special_tokens(self, special, original, files, backbones, tmp_path):
         tokenizer = files.word_tokenizer(**special)
@@ -382,8 +433,14 @@ class TestTokens:
         assert loaded.tokenizer.get_vocab() == model.tokenizer.get_vocab()
         assert loaded.tokenizer.pad_token == model.tokenizer.pad_token
         assert loaded.config.vision_token_id == model.vision_id
-        if model.tokenizer.pad_token_id is not None:
-            compare(loaded, model)
+        compare(loaded, model)
+
+    @OTHER_CLASS
+    def test_texts_become_the_same_tokens(self, build, files, backbones, tmp_path):
+        model = build()
+        loaded = PanoramaVLM.from_checkpoint(files.write_run(tmp_path, model, backbones))
+        for text in TEXTS:
+            assert loaded.tokenizer(text)["input_ids"] == model.tokenizer(text)["input_ids"]
 
     def test_tokenizer_that_has_the_tokens_already(self, original, files, backbones, tmp_path):
         """Nothing is added, so the padded vocabulary of the backbone stays as it is."""

@@ -173,6 +173,7 @@ def test_accumulated_gradients_are_those_of_the_big_batch(
                 f"training.stages=[{stage}]",
                 f"data.csv_train={table}",
                 "models.resampler_config.dropout=0",
+                "models.vision_config.attention_dropout=0",
                 f"training.stage_configs.{stage}.batch_size={batch_size}",
                 f"training.stage_configs.{stage}.accumulate_grad_batches={accumulate}",
                 f"training.stage_configs.{stage}.val_check_interval=1.0",

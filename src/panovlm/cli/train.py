@@ -59,9 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         _print_plan(settings, names, console)
         return 0
-    from lightning.pytorch.utilities import rank_zero_only
-
-    from panovlm.training.run import train
+    from panovlm.training.run import leads, train
 
     quiet_trainer()
     folder = train(
@@ -72,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         resume=options.resume,
         console=console,
     )
-    if rank_zero_only.rank == 0:
+    if leads():
         print(f"evaluate with: panovlm eval --checkpoint-dir {folder}")  # noqa: T201
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -107,7 +107,8 @@ class CheckpointWriter(Checkpoint):
             return
         self._step = trainer.global_step
         self._due = self._due or self._step % self.every_n_steps == 0
-        validates = trainer.enable_validation and (batch_idx + 1) % trainer.val_check_batch == 0
+        interval = cast("int", trainer.val_check_batch)
+        validates = trainer.enable_validation and (batch_idx + 1) % interval == 0
         if self._due and not validates and not trainer.is_last_batch:
             self._write_last(trainer)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import lightning
 import torch
@@ -69,6 +70,11 @@ def train(
     return run.stages(tuple(stages or settings.training.stages), resume=resume)
 
 
+def leads() -> bool:
+    """Tell whether this is the first of the training processes, the one that speaks."""
+    return cast(Any, rank_zero_only).rank == 0
+
+
 class _Run:
     """One call of :func:`train`.
 
@@ -79,7 +85,7 @@ class _Run:
     def __init__(self, settings: Settings, config: bytes | None, console: Console) -> None:
         self.settings = settings
         self.config = config
-        self.leads = rank_zero_only.rank == 0
+        self.leads = leads()
         self.console = console if self.leads else Console(quiet=True)
         self.state = StateFile(settings)
         self.tables = Tables(settings)
