@@ -29,7 +29,8 @@ def run(options: argparse.Namespace) -> int:
     weights = sum(source.kind == "weights" for source in found.sources.values())
     verb = "written" if repair.written else "would be written" if options.dry_run else "complete"
     print(f"{repair.path}: {verb}")  # noqa: T201
-    print(f"  {weights} setting(s) from the weights")  # noqa: T201
+    if weights:
+        print(f"  {weights} setting(s) from the weights")  # noqa: T201
     for name in found.assumed:
         print(f"  assumed: {name} = {found.value(name)!r} (settle with --set)")  # noqa: T201
     return 0
