@@ -379,13 +379,6 @@ class TestFiles:
         compare(loaded, model)
 
 
-OTHER_CLASS = pytest.mark.xfail(
-    strict=True,
-    reason="transformers 5 puts the class of the model's family over the generic one that a "
-    "tokenizer's folder names, and rebuilds its splitting; load_tokenizer does not prevent that",
-)
-
-
 class TestTokens:
     """Rows of the embedding table are the tokenizer's tokens, whatever the backbone had."""
 
@@ -418,10 +411,10 @@ class TestTokens:
     @pytest.mark.parametrize(
         "special",
         [
-            pytest.param({"eos_token": "<|im_end|>"}, id="no pad", marks=OTHER_CLASS),
+            pytest.param({"eos_token": "<|im_end|>"}, id="no pad"),
             pytest.param({"bos_token": "<|im_start|>"}, id="no end"),
             pytest.param({"eos_token": "<|endoftext|>"}, id="end of text"),
-            pytest.param({"pad_token": "<pad>"}, id="only pad", marks=OTHER_CLASS),
+            pytest.param({"pad_token": "<pad>"}, id="only pad"),
         ],
     )
     def test_special_tokens(self, special, original, files, backbones, tmp_path):
@@ -435,7 +428,6 @@ class TestTokens:
         assert loaded.config.vision_token_id == model.vision_id
         compare(loaded, model)
 
-    @OTHER_CLASS
     def test_texts_become_the_same_tokens(self, build, files, backbones, tmp_path):
         model = build()
         loaded = PanoramaVLM.from_checkpoint(files.write_run(tmp_path, model, backbones))

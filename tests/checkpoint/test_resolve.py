@@ -374,6 +374,20 @@ class TestOverrides:
         found = resolve(path, {"models.vision_name": str(backbones.vision["siglip"])})
         assert found.config.models.vision_config["num_attention_heads"] == 4
 
+    def test_a_single_field_of_a_backbone(self, build, files, backbones, write):
+        """What no shape tells can be settled field by field, as the list of assumed ones asks."""
+        path = write(build(), hyper=None, data=None)
+        name = "models.vision_config.num_attention_heads"
+        assert name in resolve(path).assumed
+        found = resolve(path, {name: 4})
+        assert found.config.models.vision_config["num_attention_heads"] == 4
+        assert name not in found.assumed and found.sources[name].kind == "override"
+        found = resolve(path, {"models.vision_config.intermediate_size": 99})
+        assert [(c.claimed, c.observed) for c in found.conflicts] == [(99, 44)]
+        hyper = files.hyper_parameters(build(), backbones, vision_name="/gone/siglip")
+        with pytest.raises(CheckpointError, match=r"give it whole as models\.vision_config"):
+            resolve(write(build(), hyper=hyper), {name: 4})
+
 
 class TestBackbones:
     def test_named_configurations_are_read(self, build, write):

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from panovlm.checkpoint import original as documents
 from panovlm.checkpoint.fields import defaults
 from panovlm.checkpoint.resolve import resolve
+from panovlm.checkpoint.save import save_checkpoint, strip_metadata
 from panovlm.errors import CheckpointError, ConfigError
 
 SIZES = "models.resampler_config"
@@ -230,6 +232,20 @@ class TestRunConfig:
         config = {"models": {"resampler_type": "mlp"}, "lora": None, "generation": None}
         found = resolve(write(build(), config=config))
         assert found.conflicts == []
+
+    def test_configuration_of_a_run_of_today(self, own, tmp_path):
+        """It is read in today's names where the metadata is lost, and is no complete record."""
+        save_checkpoint(own(), tmp_path / "best.ckpt")
+        config = {"models": {"overlap_ratio": 0.25, "resampler_type": "mlp"}, "training": {}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        found = resolve(tmp_path)
+        assert found.value("models.overlap_ratio") == 0.5  # the metadata says everything
+        strip_metadata(tmp_path / "best.ckpt", tmp_path / "best.ckpt")
+        (tmp_path / "checkpoint_metadata.json").unlink()
+        found = resolve(tmp_path)
+        assert found.sources["models.overlap_ratio"].detail == "config.yaml"
+        assert found.value("models.overlap_ratio") == 0.25
+        assert "models.stitching_mode" in found.assumed
 
 
 class TestModelConfig:

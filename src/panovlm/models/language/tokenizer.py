@@ -10,6 +10,7 @@ from typing import cast
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from panovlm.errors import CheckpointError, ConfigError
 from panovlm.models.language.pretrained import reading
@@ -33,6 +34,7 @@ _ROLES = ("system", "user", "assistant")
 # Joiner annotation as in OpenNMT's tokenizer, on punctuation marks only: a mark that begins or
 # ends with it stands without white space next to what comes before or after.
 _JOINER = "￭"
+_GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # What transformers remembers about the place a tokenizer came from; it would be saved with it.
 _ORIGIN = ("name_or_path", "is_local", "local_files_only")
 
@@ -153,9 +155,15 @@ def tokenizer_from_files(files: Mapping[str, bytes]) -> PreTrainedTokenizerBase:
 
 
 def _from_pretrained(source: str) -> PreTrainedTokenizerBase:
-    """Read a tokenizer and forget where it came from, so that it is saved as it was read."""
+    """Read a tokenizer and forget where it came from, so that it is saved as it was read.
+
+    A folder that names the generic class means exactly its ``tokenizer.json``. transformers 5 would
+    put the class of the language model's family over it, which splits texts in its own way.
+    """
+    named = get_tokenizer_config(source, trust_remote_code=False).get("tokenizer_class")
+    reader = PreTrainedTokenizerFast if named in _GENERIC_CLASSES else AutoTokenizer
     tokenizer = cast(
-        "PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        "PreTrainedTokenizerBase", reader.from_pretrained(source, trust_remote_code=False)
     )
     for key in _ORIGIN:
         tokenizer.init_kwargs.pop(key, None)
