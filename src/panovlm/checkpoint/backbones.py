@@ -14,6 +14,9 @@ from typing import Any
 
 from panovlm.errors import CheckpointError
 
+UNNAMED = "unnamed-"
+"""Beginning of the label of a backbone that nothing names; its family follows."""
+
 VISION_PART = {
     "siglip": "siglip_vision_model",
     "siglip2": "siglip2_vision_model",

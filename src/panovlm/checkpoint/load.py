@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from panovlm.checkpoint.backbones import resized
+from panovlm.checkpoint.backbones import UNNAMED, resized
 from panovlm.checkpoint.formats import load_tensors, read_attachments
 from panovlm.checkpoint.plan import Proof, prove
 from panovlm.checkpoint.resolution import Resolution
@@ -235,6 +235,9 @@ def find_tokenizer(resolution: Resolution) -> PreTrainedTokenizerBase | None:
         return load_tokenizer(str(location.tokenizer))
     models = resolution.config.models
     name = models.tokenizer_name or models.language_model_name
+    if name.startswith(UNNAMED):
+        resolution.notes.append("no tokenizer: the checkpoint neither carries nor names one")
+        return None
     try:
         tokenizer = load_tokenizer(name)
     except PanoVLMError as error:

@@ -24,10 +24,18 @@ from panovlm.checkpoint.settling import Prefer
 
 @dataclass(frozen=True)
 class Repair:
-    """What :func:`add_metadata` found and did."""
+    """What :func:`add_metadata` found and did.
+
+    Attributes:
+        path: the sidecar.
+        resolution: what the checkpoint's documents and weights tell.
+        complete: whether the sidecar said all of that already.
+        written: whether it was written now.
+    """
 
     path: Path
     resolution: Resolution
+    complete: bool
     written: bool
 
 
@@ -61,7 +69,7 @@ def add_metadata(
     complete = sidecar.is_file() and sidecar.read_bytes() == text
     if not complete and not dry_run:
         write_bytes(sidecar, text)
-    return Repair(sidecar, resolution, written=not complete and not dry_run)
+    return Repair(sidecar, resolution, complete, written=not complete and not dry_run)
 
 
 def _document(resolution: Resolution) -> CheckpointMetadata:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from panovlm.checkpoint.backbones import named_config, named_processor, resized, vision_part
+from panovlm.checkpoint.backbones import (
+    UNNAMED,
+    named_config,
+    named_processor,
+    resized,
+    vision_part,
+)
 from panovlm.checkpoint.resolution import Source
 from panovlm.checkpoint.settling import OVERRIDE, Settling, kind_of, plain
 from panovlm.checkpoint.shapes import Observed
@@ -135,7 +141,7 @@ def _settle_inferred(settling: Settling, name: str) -> None:
     kind = f"{name}.model_type"
     observed = inferred.fields.get(kind)
     family = observed.value if observed else inferred.assumed[kind]
-    settling.set(BACKBONES[name], f"unnamed-{family}", Source("weights", "names of the tensors"))
+    settling.set(BACKBONES[name], f"{UNNAMED}{family}", Source("weights", "names of the tensors"))
     config: dict[str, Any] = {}
     for full, seen in inferred.fields.items():
         if full.startswith(prefix):

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     )
     found = repair.resolution
     weights = sum(source.kind == "weights" for source in found.sources.values())
-    verb = "written" if repair.written else "would be written" if options.dry_run else "complete"
+    verb = "complete" if repair.complete else "written" if repair.written else "would be written"
     print(f"{repair.path}: {verb}")  # noqa: T201
     if weights:
         print(f"  {weights} setting(s) from the weights")  # noqa: T201
