@@ -134,7 +134,8 @@ def test_a_changed_shape_is_refused_by_name_or_describes_another_model(model, da
     try:
         found = architecture.infer(Shapes(shapes, PREFIX))
     except ContradictionError as error:
-        assert tensor in str(error)
+        # The other tensor of the same layer may be the one that does not fit any more.
+        assert tensor.rpartition(".")[0] in str(error)
         return
     if "num_query_tokens" in found and found["num_query_tokens"].value > 512:
         return  # refused when the settings are made
