@@ -28,9 +28,9 @@ def run(options: argparse.Namespace) -> int:
     found = repair.resolution
     weights = sum(source.kind == "weights" for source in found.sources.values())
     verb = "complete" if repair.complete else "written" if repair.written else "would be written"
-    print(f"{repair.path}: {verb}")  # noqa: T201
+    print(f"{repair.path}: {verb}")
     if weights:
-        print(f"  {weights} setting(s) from the weights")  # noqa: T201
+        print(f"  {weights} setting(s) from the weights")
     for name in found.assumed:
-        print(f"  assumed: {name} = {found.value(name)!r} (settle with --set)")  # noqa: T201
+        print(f"  assumed: {name} = {found.value(name)!r} (settle with --set)")
     return 0

@@ -37,5 +37,5 @@ def run(options: argparse.Namespace) -> int:
     answer = model.answer(
         panorama, options.question, **generation_arguments(model.recipe.generation)
     )
-    print(answer)  # noqa: T201
+    print(answer)
     return 0

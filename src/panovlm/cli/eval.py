@@ -84,11 +84,11 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
     )
     resolution = model.resolution
     assert resolution is not None
-    print(f"checkpoint: {resolution.path} ({resolution.location.why})")  # noqa: T201
+    print(f"checkpoint: {resolution.path} ({resolution.location.why})")
     for note in resolution.notes:
-        print(f"note: {note}")  # noqa: T201
+        print(f"note: {note}")
     for name in resolution.assumed:
-        print(f"assumed: {name} = {resolution.value(name)!r}")  # noqa: T201
+        print(f"assumed: {name} = {resolution.value(name)!r}")
     tables, base = _tables(options, settings) or default_tables(model)
     generation = settings.generation if settings else model.recipe.generation
     if options.max_new_tokens is not None:
@@ -107,10 +107,10 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
     if options.log_samples:
         for answer in result.answers[: options.log_max_samples]:
             said = answer.prediction if answer.reason is None else f"FAILED: {answer.reason}"
-            print(f"[{answer.question.sample_id}] {answer.question.query} -> {said}")  # noqa: T201
+            print(f"[{answer.question.sample_id}] {answer.question.query} -> {said}")
     _print_scores(result.scores)
     for file in (result.paths.predictions, result.paths.metrics, result.paths.report):
-        print(file)  # noqa: T201
+        print(file)
     return 0
 
 
@@ -127,7 +127,7 @@ def _score_only(options: argparse.Namespace, tables: list[Path]) -> int:
     folder = options.output_dir or tables[0].parent
     paths = output_paths(folder, tables[0].stem, datetime.now())
     write_metrics(paths.metrics, scores.as_json(), answers)
-    print(paths.metrics)  # noqa: T201
+    print(paths.metrics)
     return 0
 
 
@@ -171,12 +171,12 @@ def _batch_size(options: argparse.Namespace, settings: Settings | None) -> int:
 
 def _print_scores(scores: Scores) -> None:
     """Print every score with what it rests on."""
-    print(  # noqa: T201
+    print(
         f"{scores.scored} of {scores.total} samples scored, {scores.failed} failed, "
         f"{scores.empty} empty answers"
     )
     for name, measurement in scores.metrics.items():
-        print(f"  {name:<10} {measurement.text}")  # noqa: T201
+        print(f"  {name:<10} {measurement.text}")
     for group, labels in scores.groups.items():
         for label, measurement in labels.items():
-            print(f"  accuracy where {group} is {label}: {measurement.text}")  # noqa: T201
+            print(f"  accuracy where {group} is {label}: {measurement.text}")

@@ -23,5 +23,5 @@ def run(options: argparse.Namespace) -> int:
 
     found = resolve(options.checkpoint, overrides(options.set), prefer=options.prefer)
     text = json.dumps(as_json(found), indent=2) if options.json else as_text(found)
-    print(text)  # noqa: T201
+    print(text)
     return 1 if found.conflicts or found.keys.unknown else 0

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         return _module(options.command).run(options)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
+        print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output went away (`panovlm inspect … | head`).
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PanoVLMError, OSError) as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {_message(error)}", file=sys.stderr)  # noqa: T201
+        print(f"error: {_message(error)}", file=sys.stderr)
         return 2
 
 
@@ -100,7 +100,7 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
-        print(f"panovlm {version('panovlm')}")  # noqa: T201
+        print(f"panovlm {version('panovlm')}")
         parser.exit()
 
 

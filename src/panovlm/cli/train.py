@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         console=console,
     )
     if leads():
-        print(f"evaluate with: panovlm eval --checkpoint-dir {folder}")  # noqa: T201
+        print(f"evaluate with: panovlm eval --checkpoint-dir {folder}")
     return 0
 
 

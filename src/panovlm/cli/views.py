@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         sheet.save(options.output)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {options.output}: {error}") from error
-    print(f"{options.output}: {sheet.width}×{sheet.height}, {settings.crop_strategy}")  # noqa: T201
+    print(f"{options.output}: {sheet.width}×{sheet.height}, {settings.crop_strategy}")
     return 0
 
 
