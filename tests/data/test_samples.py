@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panovlm.data.samples import Sample, join_questions, read_tables
+from panovlm.data.samples import Sample, group_rows, read_tables
 from panovlm.errors import DataError
 
 
@@ -194,42 +194,37 @@ def rows(counts: list[int]) -> list[Sample]:
     ]
 
 
-class TestJoinQuestions:
+class TestGroupRows:
     @given(rows_per_image, st.integers(1, 5), st.integers(0, 3), st.integers(0, 3))
     def test_every_row_once_with_its_image(
         self, counts: list[int], count: int, seed: int, epoch: int
     ) -> None:
         samples = rows(counts)
-        joined = join_questions(samples, count, seed, epoch)
-        assert joined == join_questions(samples, count, seed, epoch)
-        assert all(1 <= len(sample.turns) <= count for sample in joined)
-        before = Counter((sample.image, turn) for sample in samples for turn in sample.turns)
-        after = Counter((sample.image, turn) for sample in joined for turn in sample.turns)
-        assert before == after
-        assert len(joined) == sum(-(-n // count) for n in counts)
+        groups = group_rows(samples, count, seed, epoch)
+        assert groups == group_rows(samples, count, seed, epoch)
+        assert all(1 <= len(group) <= count for group in groups)
+        assert all(len({sample.image for sample in group}) == 1 for group in groups)
+        assert Counter(samples) == Counter(sample for group in groups for sample in group)
+        assert len(groups) == sum(-(-n // count) for n in counts)
 
     @given(rows_per_image, st.integers(1, 5))
     def test_images_keep_their_place_in_every_epoch(self, counts: list[int], count: int) -> None:
         samples = rows(counts)
-        first = [sample.image for sample in join_questions(samples, count, 0, 0)]
-        assert first == [sample.image for sample in join_questions(samples, count, 0, 7)]
+        first = [group[0].image for group in group_rows(samples, count, 0, 0)]
+        assert first == [group[0].image for group in group_rows(samples, count, 0, 7)]
 
     def test_epochs_and_seeds_order_differently(self) -> None:
         samples = rows([8])
         orders = {
-            join_questions(samples, 8, seed, epoch)[0].turns
+            group_rows(samples, 8, seed, epoch)[0]
             for seed, epoch in [(0, 0), (0, 1), (0, 2), (1, 0)]
         }
         assert len(orders) == 4
 
-    def test_one_turn_leaves_samples_alone(self) -> None:
+    def test_groups_of_one_leave_the_order_alone(self) -> None:
         samples = rows([2, 3])
-        assert join_questions(samples, 1, 0) == samples
-
-    def test_source_names_all_rows(self) -> None:
-        [sample] = join_questions(rows([2]), 4, 0)
-        assert sorted(sample.source.split(", ")) == ["t.csv:0-0", "t.csv:0-1"]
+        assert group_rows(samples, 1, 0) == [(sample,) for sample in samples]
 
     def test_count_must_be_positive(self) -> None:
         with pytest.raises(ValueError, match="at least 1"):
-            join_questions([], 0, 0)
+            group_rows([], 0, 0)

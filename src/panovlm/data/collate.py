@@ -25,6 +25,9 @@ class Batch(TypedDict):
     """int64 [B, L], 1 for text and 0 for padding."""
     labels: NotRequired[Tensor]
     """int64 [B, L], -100 where no loss is taken."""
+    segments: NotRequired[Tensor]
+    """int64 [B, L], which conversation of its row a token belongs to (0: all, -1: padding); absent
+    where every row has one conversation."""
 
 
 def collate(items: Sequence[Item], pad_id: int) -> Batch:
@@ -44,7 +47,18 @@ def collate(items: Sequence[Item], pad_id: int) -> Batch:
         batch["input_ids"] = _padded(ids, pad_id)
         batch["attention_mask"] = _padded([[1] * len(row) for row in ids], 0)
         batch["labels"] = _padded(labels, IGNORED)
+        if any("segments" in item for item in items):
+            alone = ([0] * len(row) for row in ids)
+            segments = [
+                item.get("segments", zeros) for item, zeros in zip(items, alone, strict=True)
+            ]
+            batch["segments"] = _padded(segments, -1)
     return batch
+
+
+def _segments(item: Item) -> Sequence[int]:
+    """Return the segments of an item; of a single conversation all is shared."""
+    return item.get("segments", [0] * len(item.get("input_ids", ())))
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:

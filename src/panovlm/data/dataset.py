@@ -1,4 +1,4 @@
-"""Samples as tensors: views of the panorama, token ids and labels of the conversation."""
+"""Samples as tensors: views of the panorama, token ids and labels of the conversations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from panovlm.data.augment import jitter
 from panovlm.data.cache import ViewCache, load_views
 from panovlm.data.loader import Draw
-from panovlm.data.samples import Sample, join_questions
+from panovlm.data.packing import pack
+from panovlm.data.samples import Sample, group_rows
 from panovlm.errors import DataError
 from panovlm.models.language.chat import IGNORED, ChatFormat
 from panovlm.panorama.pipeline import ViewPipeline
@@ -31,6 +32,8 @@ class Item(TypedDict):
     """[L]"""
     labels: NotRequired[list[int]]
     """[L], -100 where no loss is taken."""
+    segments: NotRequired[list[int]]
+    """[L], which conversation a token belongs to; 0: to all of them. Absent with only one."""
 
 
 class PanoramaDataset(Dataset[Item]):
@@ -44,9 +47,9 @@ class PanoramaDataset(Dataset[Item]):
         chat: Turns conversations into ids and labels; None: views only, for a stage that does not
             read text.
         max_length: Most ids of a sample; what is longer is cut. None keeps all.
-        questions_per_sample: Rows about one panorama that are joined into one conversation, drawn
-            anew in every epoch.
-        seed: Seed of the joins and of the jitter.
+        questions_per_sample: Rows about one panorama that share its views, each a conversation of
+            its own; which rows meet is drawn anew in every epoch.
+        seed: Seed of the groups and of the jitter.
         augment: Change brightness, contrast and saturation by chance.
         cache: Rendered views to use instead of reading the images.
     """
@@ -72,10 +75,10 @@ class PanoramaDataset(Dataset[Item]):
         self._augment = augment
         self._cache = cache
         self._epoch = 0
-        self._samples = join_questions(samples, questions_per_sample, seed, 0)
+        self._groups = group_rows(samples, questions_per_sample, seed, 0)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._groups)
 
     def __getitem__(self, draw: Draw) -> Item:
         """Return one item.
@@ -83,18 +86,23 @@ class PanoramaDataset(Dataset[Item]):
         Raises:
             DataError: The image cannot be read, or ``max_length`` leaves nothing of the answers.
         """
-        sample = self._sample(draw)
-        pixels = torch.from_numpy(self._pipeline.normalise(self._views(sample, draw)))
-        item: Item = {"pixel_values": pixels, "source": sample.source}
-        if self._chat is not None:
-            item["input_ids"], item["labels"] = self._text(sample, self._chat)
+        group = self._group(draw)
+        pixels = torch.from_numpy(self._pipeline.normalise(self._views(group[0], draw)))
+        source = ", ".join(sample.source for sample in group)
+        item: Item = {"pixel_values": pixels, "source": source}
+        if self._chat is None:
+            return item
+        packed = pack([self._text(sample, self._chat) for sample in group], self._chat)
+        item["input_ids"], item["labels"] = packed.ids, packed.labels
+        if len(group) > 1:
+            item["segments"] = packed.segments
         return item
 
-    def _sample(self, draw: Draw) -> Sample:
+    def _group(self, draw: Draw) -> tuple[Sample, ...]:
         if self._questions > 1 and draw.epoch != self._epoch:
-            self._samples = join_questions(self._rows, self._questions, self._seed, draw.epoch)
+            self._groups = group_rows(self._rows, self._questions, self._seed, draw.epoch)
             self._epoch = draw.epoch
-        return self._samples[draw.number]
+        return self._groups[draw.number]
 
     def _views(self, sample: Sample, draw: Draw) -> NDArray[np.uint8]:
         if self._cache is not None:

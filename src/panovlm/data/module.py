@@ -32,8 +32,8 @@ class PanoramaData(LightningDataModule):
         chat: Turns conversations into ids and labels; None: views only.
         batch_size: Samples per batch and process.
         max_length: Most text tokens of a sample; None: no limit.
-        questions_per_sample: Rows about one panorama that are joined into one conversation.
-        seed: Seed of order, joins and jitter.
+        questions_per_sample: Rows about one panorama that share its views.
+        seed: Seed of order, groups and jitter.
         num_workers: Processes that load samples; 0: the training process itself.
         augment: Colour jitter of the training views.
         cache_views: Render all views once, when training starts, and keep them in memory.

@@ -1,4 +1,4 @@
-"""Tables of panoramas and texts: CSV files read into samples, rows joined into conversations.
+"""Tables of panoramas and texts: CSV files read into samples, rows about one panorama grouped.
 
 A table has the columns ``url`` (path of a panorama) and either ``instruction`` + ``response``, or
 ``query`` + ``annotation``; with both pairs present the first is used. One row is one sample. Every
@@ -42,7 +42,7 @@ class Sample:
     source: str
     """Where it stands: ``file.csv:12``, the line on which the row begins (1 is the header)."""
     columns: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
-    """The row's other columns, such as ``query`` or ``kind``; empty for joined rows."""
+    """The row's other columns, such as ``query`` or ``kind``."""
 
 
 def read_tables(
@@ -71,46 +71,39 @@ def read_tables(
     return samples
 
 
-def join_questions(
+def group_rows(
     samples: Sequence[Sample], count: int, seed: int, epoch: int = 0
-) -> list[Sample]:
-    """Join rows about one image into conversations of up to ``count`` turns.
+) -> list[tuple[Sample, ...]]:
+    """Group rows about one image, up to ``count`` together, so that its views are computed once.
 
     Which rows meet, and in which order, is drawn anew from ``(seed, epoch)``; the number of
-    conversations and the image of each are the same in every epoch, so that a loader can resume
-    in any of them.
+    groups and the image of each are the same in every epoch, so that a loader can resume in any
+    of them.
 
     Args:
         samples: Rows; those about one image need not be neighbours.
-        count: Most turns of one conversation, at least 1. With 1 the samples come back unchanged.
+        count: Most rows of one group, at least 1. With 1 every row is a group, in its place.
         seed: Seed of the draw.
         epoch: Number of the pass over the data.
 
     Returns:
-        Conversations, ordered by the first row of their image.
+        Groups, ordered by the first row of their image.
     """
     if count < 1:
         raise ValueError(f"count is {count}, expected at least 1")
     if count == 1:
-        return list(samples)
+        return [(sample,) for sample in samples]
     by_image: dict[Path, list[Sample]] = {}
     for sample in samples:
         by_image.setdefault(sample.image, []).append(sample)
     rng = random.Random(f"{seed}/{epoch}")
-    joined: list[Sample] = []
+    groups: list[tuple[Sample, ...]] = []
     for rows in by_image.values():
         rng.shuffle(rows)
-        # Equal shares, so that no conversation is left with a single turn by chance.
+        # Equal shares, so that no row is left alone by chance.
         parts = math.ceil(len(rows) / count)
-        joined += [_conversation(rows[part::parts]) for part in range(parts)]
-    return joined
-
-
-def _conversation(rows: Sequence[Sample]) -> Sample:
-    if len(rows) == 1:
-        return rows[0]
-    turns = tuple(turn for row in rows for turn in row.turns)
-    return Sample(rows[0].image, turns, ", ".join(row.source for row in rows))
+        groups += [tuple(rows[part::parts]) for part in range(parts)]
+    return groups
 
 
 def _read_table(file: Path, data_dir: str, check_images: bool) -> list[Sample]:

@@ -24,6 +24,7 @@ from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.chat import ChatFormat
 from panovlm.models.language.fusion import fuse_vision
 from panovlm.models.language.lora import attach_lora
+from panovlm.models.language.segments import segment_mask, segment_positions
 from panovlm.models.language.tokenizer import vision_token_id
 from panovlm.models.vision.backbone import VisionBackbone
 from panovlm.models.vision.projector import PanoramaProjector
@@ -139,6 +140,7 @@ class PanoramaVLM(PreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         *,
+        segments: Tensor | None = None,
         vision_tokens: Tensor | None = None,
         project_text: bool = False,
         **kwargs: Any,
@@ -150,6 +152,9 @@ class PanoramaVLM(PreTrainedModel):
             input_ids: text ``[B, L]``; the vision tokens go where the placeholder stands.
             attention_mask: ``[B, L]``, 1 for text, 0 for padding; absent: all text.
             labels: ``[B, L]``, -100 where no loss is taken.
+            segments: ``[B, L]``, for several conversations about one panorama in a row: 0 where a
+                token belongs to all of them, 1, 2, ... where to one, -1 at padding. The vision
+                tokens belong to all. Each conversation is computed as if it stood alone.
             vision_tokens: ``[B, T, Dm]`` computed before, instead of ``pixel_values``.
             project_text: apply the text projection (stage resampler of models that have one).
             **kwargs: passed to the language model.
@@ -168,6 +173,7 @@ class PanoramaVLM(PreTrainedModel):
             input_ids,
             attention_mask,
             labels,
+            segments=segments,
             vision_tokens=vision_tokens,
             project_text=project_text,
         )
@@ -234,6 +240,7 @@ class PanoramaVLM(PreTrainedModel):
         attention_mask: Tensor | None,
         labels: Tensor | None,
         *,
+        segments: Tensor | None = None,
         vision_tokens: Tensor | None = None,
         project_text: bool = False,
         padding_side: Literal["right", "left"] = "right",
@@ -257,10 +264,14 @@ class PanoramaVLM(PreTrainedModel):
             placeholder_id=self.config.vision_token_id,
             fallback=self.recipe.models.vision_token_fallback_position,
             padding_side=padding_side,
+            segments=segments,
         )
         inputs = {"inputs_embeds": fused.inputs_embeds, "attention_mask": fused.attention_mask}
         if fused.labels is not None:
             inputs["labels"] = fused.labels
+        if fused.segments is not None:
+            inputs["attention_mask"] = segment_mask(fused.segments, fused.inputs_embeds.dtype)
+            inputs["position_ids"] = segment_positions(fused.segments)
         return inputs
 
     # ------------------------------------------------------------------ parts

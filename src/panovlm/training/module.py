@@ -83,6 +83,7 @@ class StageModule(lightning.LightningModule):
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             labels=batch["labels"],
+            segments=batch.get("segments"),
             project_text=self.stage == "resampler",
         )
         return output.loss

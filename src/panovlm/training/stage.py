@@ -76,10 +76,19 @@ def stage_data(
     """
     training, stage = settings.training, settings.training.stage_configs[name]
     reads_text = name != "vision"
+    models = model.recipe.models
+    fallback = models.vision_token_fallback_position
+    shareable = models.training_placeholder or fallback == "prefix"
+    if reads_text and not shareable and stage.questions_per_sample > 1:
+        raise ConfigError(
+            f"training.stage_configs.{name}.questions_per_sample is {stage.questions_per_sample}, "
+            "but this model is trained with the vision tokens behind the text, where questions "
+            "cannot share them; set it to 1."
+        )
     chat = model.chat() if reads_text else None
     length = None
     if chat is not None and model.tokenizer is not None:
-        setting = stage.max_text_length or model.recipe.models.max_text_length
+        setting = stage.max_text_length or models.max_text_length
         texts = (chat.training_text(sample.turns) for sample in rows.train)
         length = resolve_max_length(setting, model.tokenizer, texts)
     data = PanoramaData(

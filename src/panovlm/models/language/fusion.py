@@ -21,6 +21,8 @@ class Fused:
     """[B, L'], 0 at padding; dtype of the mask given."""
     labels: Tensor | None
     """[B, L'], -100 at vision tokens and padding; None when none were given."""
+    segments: Tensor | None = None
+    """[B, L'], 0 at vision tokens and -1 at padding; None when none were given."""
 
 
 def fuse_vision(
@@ -33,6 +35,7 @@ def fuse_vision(
     placeholder_id: int | None,
     fallback: Literal["prefix", "suffix"],
     padding_side: Literal["right", "left"] = "right",
+    segments: Tensor | None = None,
 ) -> Fused:
     """Insert the vision tokens of every sample into its text.
 
@@ -54,6 +57,7 @@ def fuse_vision(
         padding_side: ``"right"`` keeps padded positions of the input as they are. ``"left"``
             replaces them by padding in front, so that every row ends with its last text or
             vision token, as generation needs it.
+        segments: [B, L], which conversation of its row a token belongs to, or None.
     """
     B, L, Dm = text_embeds.shape
     T = vision_tokens.shape[1]
@@ -86,11 +90,17 @@ def fuse_vision(
 
     embeds = embeds.masked_fill(removed[..., None], 0)
     embeds = embeds.gather(1, order[..., None].expand(-1, -1, Dm))
-    fused_labels = None
-    if labels is not None:
-        fused_labels = torch.cat([labels, labels.new_full((B, T), IGNORED)], dim=1)
-        fused_labels = fused_labels.masked_fill(removed, IGNORED).gather(1, order)
-    return Fused(embeds, mask.masked_fill(removed, 0).gather(1, order), fused_labels)
+
+    def fused(values: Tensor, at_vision: int, at_padding: int) -> Tensor:
+        whole = torch.cat([values, values.new_full((B, T), at_vision)], dim=1)
+        return whole.masked_fill(removed, at_padding).gather(1, order)
+
+    return Fused(
+        embeds,
+        mask.masked_fill(removed, 0).gather(1, order),
+        None if labels is None else fused(labels, IGNORED, IGNORED),
+        None if segments is None else fused(segments, 0, -1),
+    )
 
 
 def _first(flags: Tensor) -> Tensor:
