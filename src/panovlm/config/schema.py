@@ -8,7 +8,7 @@ No torch is imported here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -354,7 +354,7 @@ class StageConfig(StrictModel):
     max_text_length: TextLength | None = None
     """Tokens of text per sample in this stage; unset: the model's."""
     questions_per_sample: int = Field(default=1, ge=1)
-    """Rows about one panorama that are joined into one conversation."""
+    """Rows about one panorama that share its views; each stays a conversation of its own."""
     trainable: Trainable | None = None
     """Unset: vision trains resampler and overlap head, the others resampler and projector. What a
     given block leaves out follows the same rule."""
@@ -431,11 +431,15 @@ class Training(StrictModel):
         return self
 
 
+Kind = Literal["colour", "shape", "where", "exists", "count", "caption"]
+"""What a question about a synthetic scene asks for."""
+
+
 class SyntheticScenes(StrictModel):
     """Ray-cast scenes to write before training, when they are not there yet."""
 
     root: str
-    """Folder for images and tables (train.csv, val.csv, test.csv)."""
+    """Folder for images and tables (train.csv, val.csv, test.csv, and alike.csv if wanted)."""
     train_scenes: int = Field(default=2000, ge=1)
     """Panoramas of train.csv."""
     val_scenes: int = Field(default=50, ge=1)
@@ -445,8 +449,14 @@ class SyntheticScenes(StrictModel):
     train_fewest: int = Field(default=3, ge=1, le=5)
     """Fewest objects in a training scene; scenes with one or two are an easier start. Validation
     and test scenes have three to five."""
+    alike_scenes: int = Field(default=0, ge=0)
+    """Panoramas of alike.csv, with a table of their own: eight objects of one colour and one shape,
+    and a question about each of the two. They teach a tower without pretrained weights what it
+    sees, before it matters which object is meant."""
     questions_per_scene: int = Field(default=8, ge=1)
     """Most rows per panorama."""
+    kinds: tuple[Kind, ...] = Field(default=get_args(Kind), min_length=1)
+    """Kinds of questions to ask."""
     width: int = Field(default=256, ge=128)
     """Pixels of the panorama's width; its height is half of that."""
     seed: int = Field(default=0, ge=0)

@@ -100,7 +100,7 @@ def is_inside(points: np.ndarray, shape: Shape, radius: float, spin: float) -> n
     if shape == "sphere":
         return x**2 + y**2 + z**2 < radius**2
     if shape == "cylinder":
-        return (x**2 + z**2 < (0.75 * radius) ** 2) & (abs(y) < 0.85 * radius)
+        return (x**2 + z**2 < (0.55 * radius) ** 2) & (abs(y) < 1.05 * radius)
     along = x * math.cos(spin) - z * math.sin(spin)
     across = x * math.sin(spin) + z * math.cos(spin)
     return np.maximum(np.maximum(abs(along), abs(across)), abs(y)) < 0.72 * radius

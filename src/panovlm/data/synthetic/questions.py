@@ -6,13 +6,15 @@ The whole vocabulary is about seventy words, so a small word tokenizer holds it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import get_args
 
+from panovlm.config.schema import Kind
 from panovlm.data.synthetic.scene import COLOURS, SHAPES, Scene, Solid
 
-Kind = Literal["colour", "shape", "where", "exists", "count", "caption"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _WEIGHTS: dict[Kind, float] = {
     "colour": 3.0,
@@ -38,7 +40,9 @@ class Question:
     """The solid that it is about, if it is about one."""
 
 
-def draw_questions(scene: Scene, count: int, rng: Random) -> list[Question]:
+def draw_questions(
+    scene: Scene, count: int, rng: Random, kinds: Collection[Kind] = KINDS
+) -> list[Question]:
     """Draw up to ``count`` different questions about a scene, in random order.
 
     Questions are drawn without replacement, heavier kinds first by the method of Efraimidis and
@@ -49,15 +53,23 @@ def draw_questions(scene: Scene, count: int, rng: Random) -> list[Question]:
         scene: What the questions are about.
         count: Most questions.
         rng: Source of chance.
+        kinds: Kinds to ask.
     """
     pool = _about_scene(scene)
     for solid in scene.solids:
         pool += _about_solid(solid)
         pool.append(_exists(scene, solid, rng))
+    pool = [question for question in pool if question.kind in kinds]
     ranked = sorted(pool, key=lambda q: rng.random() ** (1 / _weight(q, scene)), reverse=True)
     chosen = ranked[:count]
     rng.shuffle(chosen)
     return chosen
+
+
+def draw_look(scene: Scene, rng: Random) -> list[Question]:
+    """Ask for the colour and for the shape of one solid, drawn at random."""
+    solid = rng.choice(scene.solids)
+    return [question for question in _about_solid(solid) if question.kind in ("colour", "shape")]
 
 
 def _weight(question: Question, scene: Scene) -> float:

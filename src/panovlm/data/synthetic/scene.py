@@ -42,9 +42,9 @@ DIRECTIONS = (
 BEHIND = DIRECTIONS.index("behind you")
 
 FEWEST, MOST = 3, 5
-"""Solids in a scene."""
+"""Solids in a scene that is asked about in full."""
 
-CYLINDER_RADIUS, CYLINDER_HEIGHT, CUBE_EDGE = 0.75, 0.85, 0.72
+CYLINDER_RADIUS, CYLINDER_HEIGHT, CUBE_EDGE = 0.55, 1.05, 0.72
 """Half extents of the shapes in units of :attr:`Solid.radius`, chosen to look equally large."""
 _BOUND: dict[Shape, float] = {
     "sphere": 1.0,
@@ -60,6 +60,8 @@ _HALF_HEIGHT: dict[Shape, float] = {
 
 _JITTER = 20.0
 """Largest yaw between a solid and the centre of its sector; 22.5 would be the border."""
+_JITTER_ALIKE = 5.0
+"""The same where there is a solid in every sector."""
 _GAP = 3.0
 """Smallest yaw between the bounding spheres of two solids."""
 _SEAM_SHARE = 0.4
@@ -144,7 +146,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Scene:
-    """A room and up to five solids in it, one at most in each of the eight sectors."""
+    """A room and the solids in it, one at most in each of the eight sectors."""
 
     room: Room
     solids: tuple[Solid, ...]
@@ -154,37 +156,57 @@ class Scene:
 def draw_scene(rng: Random, fewest: int = FEWEST) -> Scene:
     """Draw a scene.
 
-    All colours of the solids differ; sectors are equally probable; every solid is at least 2.5
-    degrees of yaw inside its sector and clear of the next solid. A solid either straddles the
-    seam with a good part on each side or does not touch it.
+    Sectors are equally probable; every solid is at least 2.5 degrees of yaw inside its sector and
+    clear of the next solid. A solid either straddles the seam with a good part on each side or
+    does not touch it. All colours differ.
 
     Args:
         rng: Source of chance; its state alone decides the scene.
         fewest: Fewest solids.
     """
-    room = _draw_room(rng)
     count = rng.randint(fewest, MOST)
     sectors = sorted(rng.sample(range(8), count))
     colours = rng.sample(sorted(COLOURS), count)
-    # Not inside the loop, whose rejections favour slim shapes.
-    shapes: list[Shape] = [rng.choice(SHAPES) for _ in sectors]
+    # Not while they are placed: rejections favour slim shapes.
+    shapes = rng.choices(SHAPES, k=count)
+    return _place_solids(rng, list(zip(sectors, colours, shapes, strict=True)), _JITTER)
+
+
+def draw_alike(rng: Random) -> Scene:
+    """Draw a scene with a solid in each of the eight sectors, all of one colour and one shape."""
+    colour, shape = rng.choice(sorted(COLOURS)), rng.choice(SHAPES)
+    return _place_solids(rng, [(sector, colour, shape) for sector in range(8)], _JITTER_ALIKE)
+
+
+def _place_solids(rng: Random, what: list[tuple[int, str, Shape]], jitter: float) -> Scene:
+    """Draw a room and, until they keep their distance, the places of solids in it.
+
+    Args:
+        rng: source of chance.
+        what: sector, colour and shape of each, clockwise.
+        jitter: largest yaw between a solid and the centre of its sector.
+    """
+    room = _draw_room(rng)
     while True:
-        solids = tuple(
-            _draw_solid(rng, room, *what) for what in zip(sectors, colours, shapes, strict=True)
-        )
+        solids = tuple(_draw_solid(rng, room, jitter, *which) for which in what)
         if _apart(solids):
             return Scene(room, solids)
 
 
-def _draw_solid(rng: Random, room: Room, sector: int, colour: str, shape: Shape) -> Solid:
+def _draw_solid(
+    rng: Random, room: Room, jitter: float, sector: int, colour: str, shape: Shape
+) -> Solid:
     distance = rng.uniform(2.0, 2.7)
-    radius = distance * math.sin(math.radians(rng.uniform(10.0, 13.0)))
+    radius = distance * math.sin(math.radians(rng.uniform(11.5, 13.8)))
     lowest = _HALF_HEIGHT[shape] * radius - room.eye
     floats = rng.random() < 0.3
-    y = rng.uniform(lowest + 0.3, 0.5) if floats else lowest
+    y = rng.uniform(lowest + 0.2, max(lowest + 0.2, 0.1)) if floats else lowest
     pitch = math.degrees(math.asin(y / distance))
     centred = Solid(colour, shape, 0.0, pitch, distance, radius, rng.uniform(0, 90))
-    offset = _behind_offset(rng, centred) if sector == BEHIND else rng.uniform(-_JITTER, _JITTER)
+    if sector == BEHIND and jitter == _JITTER:
+        offset = _behind_offset(rng, centred)
+    else:
+        offset = rng.uniform(-jitter, jitter)
     yaw = (45 * sector + offset + 180) % 360 - 180
     return Solid(colour, shape, yaw, pitch, distance, radius, centred.spin)
 

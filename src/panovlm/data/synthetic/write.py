@@ -14,12 +14,12 @@ from random import Random
 from PIL import Image
 
 from panovlm.config.schema import SyntheticScenes
-from panovlm.data.synthetic.questions import Question, draw_questions
+from panovlm.data.synthetic.questions import Question, draw_look, draw_questions
 from panovlm.data.synthetic.render import render
-from panovlm.data.synthetic.scene import FEWEST, draw_scene
+from panovlm.data.synthetic.scene import FEWEST, draw_alike, draw_scene
 from panovlm.errors import DataError
 
-VERSION = 1
+VERSION = 2
 """Raised with every change of what the same settings give, so that old folders are rewritten."""
 
 NOTE = "scenes.json"
@@ -33,10 +33,11 @@ _logger = logging.getLogger(__name__)
 def write_scenes(settings: SyntheticScenes) -> None:
     """Write the scenes, unless the folder already holds exactly these.
 
-    The folder gets ``train.csv``, ``val.csv``, ``test.csv``, ``images/{split}-000001.jpg`` and,
-    last, ``scenes.json`` with a digest of the settings. All of it is made in a temporary folder
+    The folder gets ``train.csv``, ``val.csv``, ``test.csv``, with ``alike_scenes`` also
+    ``alike.csv``, then ``images/{split}-000001.jpg`` and, last, ``scenes.json`` with a digest of
+    the settings. All of it is made in a temporary folder
     beside and then renamed, so the folder is complete or not there. Scenes of other settings are
-    replaced. The same settings give the same scenes and questions everywhere; the three splits
+    replaced. The same settings give the same scenes and questions everywhere; the splits
     draw from different seeds and share no scene.
 
     Args:
@@ -98,11 +99,12 @@ def _is_current(root: Path, settings: SyntheticScenes) -> bool:
 
 
 def _splits(settings: SyntheticScenes) -> dict[str, int]:
-    return {
+    splits = {
         "train": settings.train_scenes,
         "val": settings.val_scenes,
         "test": settings.test_scenes,
     }
+    return splits | ({"alike": settings.alike_scenes} if settings.alike_scenes else {})
 
 
 def _content(settings: SyntheticScenes) -> dict[str, object]:
@@ -129,10 +131,15 @@ def _write_scene(
 ) -> Iterator[tuple[object, ...]]:
     """Write the picture of one scene and yield its rows."""
     rng = Random(f"{settings.seed}/{split}/{number}")
-    scene = draw_scene(rng, settings.train_fewest if split == "train" else FEWEST)
+    if split == "alike":
+        scene = draw_alike(rng)
+        questions = draw_look(scene, rng)
+    else:
+        scene = draw_scene(rng, settings.train_fewest if split == "train" else FEWEST)
+        questions = draw_questions(scene, settings.questions_per_scene, rng, settings.kinds)
     picture = Image.fromarray(render(scene, settings.width))
     picture.save(folder / url, quality=95, subsampling=0)
-    for question in draw_questions(scene, settings.questions_per_scene, rng):
+    for question in questions:
         yield (url, question.text, question.answer, question.kind, *_place(question))
 
 
