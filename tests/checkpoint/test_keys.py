@@ -36,7 +36,8 @@ WRAPPED = {
     # Further below, "module" is a name like any other.
     "language_model.model.layers.module.weight": ("language_model.model.layers.module.weight", ""),
     "critic.weight": ("critic.weight", ""),
-    "ema_model.projector.linear.weight": ("ema_model.projector.linear.weight", ""),
+    "ema_model.module.projector.linear.weight": ("projector.linear.weight", "ema_model.module."),
+    "ema.online_model.projector.linear.weight": ("projector.linear.weight", "ema.online_model."),
     "model.embed_tokens.weight": ("embed_tokens.weight", "model."),
     "layout": ("layout", ""),
     "model.layout": ("layout", "model."),
@@ -45,7 +46,9 @@ WRAPPED = {
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_wrappers(name):
-    assert unwrap(name) == WRAPPED[name]
+    found = unwrap(name)
+    assert (found.bare, found.prefix) == WRAPPED[name]
+    assert found.averaged == name.startswith("ema_model.")
 
 
 part = st.sampled_from(["model", "module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"])
@@ -53,9 +56,10 @@ part = st.sampled_from(["model", "module", "_orig_mod", "_fsdp_wrapped_module", 
 
 @given(wrappers=st.lists(part, max_size=4), component=st.sampled_from(COMPONENTS[:-1]))
 def test_any_wrappers_in_front(wrappers, component):
-    bare, prefix = unwrap(".".join([*wrappers, component, "a", "weight"]))
-    assert bare == f"{component}.a.weight"
-    assert prefix == "".join(f"{wrapper}." for wrapper in wrappers)
+    found = unwrap(".".join([*wrappers, component, "a", "weight"]))
+    assert found.bare == f"{component}.a.weight"
+    assert found.prefix == "".join(f"{wrapper}." for wrapper in wrappers)
+    assert not found.averaged
 
 
 def test_older_homes_and_aliases():

@@ -37,6 +37,15 @@ class TrainingRecord(StrictModel):
     upstream_checkpoint: str | None = None
 
 
+class Reference(StrictModel):
+    """A frozen backbone that a checkpoint does not hold, but refers to."""
+
+    name: str
+    """Folder or hub id that has its weights."""
+    digest: str
+    """Digest of the names and values of the tensors that are left out; empty: never taken."""
+
+
 class CheckpointMetadata(StrictModel):
     """Everything that is known about a checkpoint besides its weights."""
 
@@ -52,6 +61,8 @@ class CheckpointMetadata(StrictModel):
     recipe: Recipe
     assumed: tuple[str, ...] = ()
     """Fields of the recipe that nobody knew when this document was made from a bare checkpoint."""
+    references: dict[str, Reference] = Field(default_factory=dict)
+    """Backbones of which tensors are left out of the file, by the beginning of their names."""
     tokenizer: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each tokenizer file."""
     training: TrainingRecord = TrainingRecord()

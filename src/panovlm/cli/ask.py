@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
         prefer=options.prefer,
         strict=options.strict,
         overrides=overrides(options.set),
+        weights=options.weights,
     )
     answer = model.answer(
         panorama, options.question, **generation_arguments(model.recipe.generation)

@@ -81,6 +81,7 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
         prefer=options.prefer,
         strict=options.strict,
         overrides=overrides(options.set),
+        weights=options.weights,
     )
     resolution = model.resolution
     assert resolution is not None
