@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from panovlm.checkpoint.adapter_config import read_adapter_config
+from panovlm.checkpoint.adapters import Part
+from panovlm.checkpoint.formats import load_tensors
+from panovlm.checkpoint.infer import is_token_table
+from panovlm.checkpoint.keys import LANGUAGE_MODEL
 from panovlm.checkpoint.metadata import Reference
 from panovlm.checkpoint.plan import Proof
 from panovlm.checkpoint.references import BACKBONES
@@ -53,6 +59,8 @@ def borrow(resolution: Resolution, proof: Proof) -> dict[str, Tensor]:
                 f"another shape: {', '.join(faults[:5])}. Name the model that it was trained "
                 f"with: --set {BACKBONES[prefix].name}=NAME."
             )
+        if not source.digest and resolution.adapters is not None and prefix == LANGUAGE_MODEL:
+            _check_embeddings(resolution.adapters, source.name, state)
         if source.digest and digest(prefix, complete) != source.digest:
             raise ContradictionError(
                 f"{resolution.path} was trained with other weights of {BACKBONES[prefix].what} "
@@ -65,20 +73,56 @@ def borrow(resolution: Resolution, proof: Proof) -> dict[str, Tensor]:
     return found
 
 
+def _check_embeddings(part: Part, base: str, state: Mapping[str, Tensor]) -> None:
+    """Compare the token embeddings that adapters bring along with those of their base.
+
+    PEFT saves them when training has added tokens; the rows of the old tokens are still the base's
+    unless the adapters' record says that they were trained.
+
+    Raises:
+        ContradictionError: they are those of another model.
+    """
+    if read_adapter_config(part.path.parent).get("modules_to_save"):
+        return
+    stored = load_tensors(part.path)
+    for name in filter(is_token_table, part.names.values()):
+        table, own = stored[name], state.get(strip_lora_name(name).name)
+        rows = 0 if own is None else min(len(table), len(own))
+        if own is not None and not torch.equal(table[:rows], own[:rows].to(table.dtype)):
+            raise ContradictionError(
+                f"{part.path} was made for another language model than {base!r}: the first {rows} "
+                f"rows of {name} are not those of that model. Name the right one: "
+                "--set models.language_model_name=NAME."
+            )
+
+
 def _note(prefix: str, name: str, count: int, checked: bool) -> str:
     what = BACKBONES[prefix].what
     how = "their digest is the recorded one" if checked else "no digest was recorded"
     return f"{count} tensor(s) of {what} are those of {name!r}; {how}"
 
 
-def references(model: PanoramaVLM) -> tuple[dict[str, Reference], frozenset[str]]:
+@dataclass(frozen=True)
+class LeftOut:
+    """What a checkpoint does not hold, because a named model has it.
+
+    Attributes:
+        references: the models, by the beginning of the names of a backbone's tensors.
+        names: the tensors, by the model's names.
+    """
+
+    references: Mapping[str, Reference] = field(default_factory=dict[str, Reference])
+    names: frozenset[str] = frozenset()
+
+
+NOTHING = LeftOut()
+
+
+def find_left_out(model: PanoramaVLM) -> LeftOut:
     """Find what a checkpoint of this model can leave to the models that its backbones came from.
 
     These are the frozen tensors of a backbone that equal those of the model of its name; what
     training has changed, or resized, is not among them.
-
-    Returns:
-        The references by prefix, and the names of the model's state dict that they cover.
 
     Raises:
         ConfigError: no backbone is frozen, or a name has no weights to refer to.
@@ -111,7 +155,31 @@ def references(model: PanoramaVLM) -> tuple[dict[str, Reference], frozenset[str]
             "training.save is 'trainable', but no frozen tensor of the backbones is the one of the "
             "model that it names, so that nothing can be left out. Set training.save to 'all'."
         )
-    return found, frozenset(covered)
+    return LeftOut(found, frozenset(covered))
+
+
+def put_back(
+    model: PanoramaVLM, state: dict[str, Tensor], recorded: Mapping[str, Reference]
+) -> None:
+    """Complete a checkpoint's tensors with those of a model that starts from the same backbones.
+
+    Args:
+        model: it has the backbones' weights.
+        state: tensors of a checkpoint of it, by the model's names; completed in place.
+        recorded: what the checkpoint leaves out.
+
+    Raises:
+        ContradictionError: the model has other values than those that were recorded.
+    """
+    for prefix, reference in recorded.items():
+        own = model.state_dict()
+        absent = {n: t for n, t in own.items() if n.startswith(prefix) and n not in state}
+        if digest(prefix, absent) != reference.digest:
+            raise ContradictionError(
+                f"the checkpoint leaves {BACKBONES[prefix].what} to {reference.name!r}, whose "
+                "weights were others when it was written; put that model back."
+            )
+        state |= absent
 
 
 def own_name(prefix: str, name: str) -> str:

@@ -174,7 +174,7 @@ def _is_elsewhere(result: Inferred, section: str, names: Sized, partial: Collect
     if not len(names) or section in partial:
         result.unrecognised[section] = (
             f"the checkpoint does not hold the weights that would tell {section}, and nobody "
-            "states it; give the backbone's name or its configuration."
+            f"states it; give it with --set {section}=JSON."
         )
         return True
     return False

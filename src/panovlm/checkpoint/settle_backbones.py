@@ -42,6 +42,8 @@ def settle_backbone(settling: Settling, name: str) -> None:
                 settling.assumed.append(full)
     elif stated is not None:
         _settle_named(settling, name, str(stated.values[BACKBONES[name]]))
+    elif name in settling.inferred.absent:
+        settling.set(name, None, Source("default", "no weight of it, and no name"))
     elif name in settling.inferred.unrecognised:
         raise CheckpointError(settling.inferred.unrecognised[name])
     else:

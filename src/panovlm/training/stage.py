@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
+from panovlm.checkpoint.borrow import NOTHING, LeftOut
 from panovlm.checkpoint.fields import flatten
 from panovlm.checkpoint.load import load_checkpoint
 from panovlm.checkpoint.metadata import CheckpointMetadata, TrainingRecord
@@ -173,7 +174,12 @@ def stage_trainer(
 
 
 def describer(
-    model: PanoramaVLM, settings: Settings, name: str, rows: StageTables, upstream: Path | None
+    model: PanoramaVLM,
+    settings: Settings,
+    name: str,
+    rows: StageTables,
+    upstream: Path | None,
+    left_out: LeftOut = NOTHING,
 ) -> Callable[[int, int, float | None], CheckpointMetadata]:
     """Return the function that describes a checkpoint of a stage."""
     stage = settings.training.stage_configs[name]
@@ -199,6 +205,7 @@ def describer(
                 data=data,
                 upstream_checkpoint=str(upstream) if upstream else None,
             ),
+            left_out=left_out,
         )
 
     return describe
