@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ class Inferred:
         unrecognised: backbones of no known family, with the reason. Their configuration must be
             stated; the proof then decides whether it is the right one.
         absent: backbones without a weight in the file (adapters and token tables do not count).
+        candidates: backbones that have the sizes of released models, with a note that names them.
         notes: what the reader should know.
     """
 
@@ -46,6 +47,7 @@ class Inferred:
     overruled: frozenset[str] = frozenset()
     unrecognised: dict[str, str] = field(default_factory=dict[str, str])
     absent: set[str] = field(default_factory=set[str])
+    candidates: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
 
 
@@ -133,6 +135,7 @@ def _infer_tower(result: Inferred, shapes: Shapes, partial: Collection[str]) -> 
         return
     result.fields[f"{section}.model_type"] = Observed(tower.family, "names of the tensors")
     _take_backbone(result, section, tower.observed, tower.assumed)
+    _name_candidates(result, section, tower.candidates)
     _agree("vision width", tower.observed["hidden_size"], result.seen["vision_dim"])
 
 
@@ -163,6 +166,7 @@ def _infer_language(
         _infer_vocabulary(result, plain, projection["language_dim"].value)
         return
     _take_backbone(result, section, language.observed, language.assumed)
+    _name_candidates(result, section, language.candidates, language.disputed)
     result.fields[f"{section}.vocab_size"] = language.observed["vocab_size"]
     _agree("language-model width", language.observed["hidden_size"], projection["language_dim"])
 
@@ -245,6 +249,17 @@ def _take_backbone(
         result.fields[f"{section}.{key}"] = value
     for key, value in assumed.items():
         result.assumed[f"{section}.{key}"] = value
+
+
+def _name_candidates(
+    result: Inferred, section: str, candidates: Sequence[str], disputed: Sequence[str] = ()
+) -> None:
+    """Note which released models have the sizes of a backbone."""
+    if candidates:
+        note = f"{section} has the sizes of {' or '.join(candidates)}"
+        if disputed:
+            note += f", which differ in {', '.join(disputed)}; the first is assumed"
+        result.candidates[section] = note
 
 
 def _agree(what: str, one: Observed, other: Observed) -> None:

@@ -155,3 +155,5 @@ def _settle_inferred(settling: Settling, name: str) -> None:
             settling.sources[full] = Source("default", "usual value of this family")
             settling.assumed.append(full)
     settling.set(name, config, Source("weights", "shapes of the tensors"))
+    if name in inferred.candidates:
+        settling.notes.append(inferred.candidates[name])
