@@ -86,6 +86,13 @@ def as_json(resolution: Resolution) -> dict[str, Any]:
     }
 
 
+def remarks(resolution: Resolution) -> list[str]:
+    """Return what the user of a loaded checkpoint should know, one line each."""
+    notes = [f"note: {note}" for note in resolution.notes]
+    assumed = [f"assumed: {name} = {resolution.value(name)!r}" for name in resolution.assumed]
+    return notes + assumed
+
+
 def as_text(resolution: Resolution) -> str:
     """Return a resolution as a table for a terminal."""
     return "\n".join(_lines(resolution))

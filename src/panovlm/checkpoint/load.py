@@ -276,10 +276,7 @@ def find_tokenizer(resolution: Resolution) -> PreTrainedTokenizerBase | None:
         return load_tokenizer(str(location.tokenizer))
     models = resolution.config.models
     name = models.tokenizer_name or models.language_model_name
-    unnamed = not models.tokenizer_name and (
-        resolution.sources["models.language_model_name"].kind == "default"
-    )
-    if unnamed or name.startswith(UNNAMED):
+    if name.startswith(UNNAMED):
         resolution.notes.append("no tokenizer: the checkpoint neither carries nor names one")
         return None
     try:

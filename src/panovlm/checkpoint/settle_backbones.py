@@ -36,6 +36,9 @@ def settle_backbone(settling: Settling, name: str) -> None:
         # What a caller gives is the backbone's own configuration, as a name would.
         own = source.kind == "override"
         _set_stated(settling, name, claim.values[name], source, own=own)
+        if stated is None and claim.values[name]:
+            label = f"{UNNAMED}{settling.values[name].get('model_type')}"
+            settling.set(BACKBONES[name], label, Source("default", "nothing names it"))
         for full in sorted(claim.assumed):
             if full.startswith(f"{name}."):
                 settling.sources[full] = source
