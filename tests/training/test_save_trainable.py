@@ -198,3 +198,22 @@ class TestRefused:
     def test_weights_of_another_type(self, settings_of: Any, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="bf16-true"):
             settings_of(tmp_path, "environment.precision=bf16-true")
+
+
+def test_a_given_checkpoint_of_two_copies_is_chosen_from(
+    folders: dict[str, Path], settings_of: Any, tmp_path: Path
+) -> None:
+    """The run starts from the average, and says what it knows about the file."""
+    contents = torch.load(folders["vision"] / BEST, weights_only=True)
+    name = "model.projector.linear.weight"
+    average = {**contents["state_dict"], name: contents["state_dict"][name] + 1}
+    torch.save({**contents, "state_dict_ema": average}, tmp_path / "two.ckpt")
+    only = ["training.stages=[vision]", "training.stage_configs.vision.epochs=1"]
+    given = f"paths.pretrained_dir={tmp_path / 'two.ckpt'}"
+    with pytest.raises(CheckpointError, match="two ways"):
+        quietly(settings_of(tmp_path / "runs", *only, given))
+    told = io.StringIO()
+    settings = settings_of(tmp_path / "runs", *only, given, "paths.pretrained_weights=ema")
+    folder = train(settings, console=Console(file=told))
+    assert torch.equal(weights(folder / LAST)["projector.linear.weight"], average[name])
+    assert "stage vision: these are averaged weights (EMA)" in told.getvalue()

@@ -15,7 +15,7 @@ from panovlm.checkpoint.adapters import Part
 from panovlm.checkpoint.formats import load_tensors
 from panovlm.checkpoint.infer import is_token_table
 from panovlm.checkpoint.keys import LANGUAGE_MODEL
-from panovlm.checkpoint.metadata import Reference
+from panovlm.checkpoint.metadata import Prefix, Reference
 from panovlm.checkpoint.plan import Proof
 from panovlm.checkpoint.references import BACKBONES
 from panovlm.checkpoint.resolution import Resolution
@@ -25,7 +25,7 @@ from panovlm.models.language.backbone import load_language_model
 from panovlm.models.model import PanoramaVLM
 from panovlm.models.vision.pretrained import load_tower
 
-READERS: Mapping[str, Callable[[str], PreTrainedModel]] = {
+READERS: Mapping[Prefix, Callable[[str], PreTrainedModel]] = {
     "vision_backbone.encoder.": load_tower,
     "language_model.": load_language_model,
 }
@@ -96,7 +96,7 @@ def _check_embeddings(part: Part, base: str, state: Mapping[str, Tensor]) -> Non
             )
 
 
-def _note(prefix: str, name: str, count: int, checked: bool) -> str:
+def _note(prefix: Prefix, name: str, count: int, checked: bool) -> str:
     what = BACKBONES[prefix].what
     how = "their digest is the recorded one" if checked else "no digest was recorded"
     return f"{count} tensor(s) of {what} are those of {name!r}; {how}"
@@ -111,7 +111,7 @@ class LeftOut:
         names: the tensors, by the model's names.
     """
 
-    references: Mapping[str, Reference] = field(default_factory=dict[str, Reference])
+    references: Mapping[Prefix, Reference] = field(default_factory=dict[Prefix, Reference])
     names: frozenset[str] = frozenset()
 
 
@@ -128,12 +128,12 @@ def find_left_out(model: PanoramaVLM) -> LeftOut:
         ConfigError: no backbone is frozen, or a name has no weights to refer to.
     """
     models = model.recipe.models
-    names = {
+    names: dict[Prefix, str] = {
         "vision_backbone.encoder.": models.vision_name,
         "language_model.": models.language_model_name,
     }
     frozen = {n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    found: dict[str, Reference] = {}
+    found: dict[Prefix, Reference] = {}
     covered: set[str] = set()
     for prefix, name in names.items():
         own = {n: t for n, t in model.state_dict().items() if n.startswith(prefix) and n in frozen}
@@ -159,7 +159,7 @@ def find_left_out(model: PanoramaVLM) -> LeftOut:
 
 
 def put_back(
-    model: PanoramaVLM, state: dict[str, Tensor], recorded: Mapping[str, Reference]
+    model: PanoramaVLM, state: dict[str, Tensor], recorded: Mapping[Prefix, Reference]
 ) -> None:
     """Complete a checkpoint's tensors with those of a model that starts from the same backbones.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.infer import Inferred
 from panovlm.checkpoint.locate import Location
-from panovlm.checkpoint.metadata import EMBEDDED, Reference, is_ours, parse, read_json
+from panovlm.checkpoint.metadata import EMBEDDED, Prefix, Reference, is_ours, parse, read_json
 from panovlm.checkpoint.resolution import Borrowed
 from panovlm.checkpoint.settling import Settling, kind_of
 from panovlm.errors import CheckpointError
@@ -28,7 +28,7 @@ class Backbone(NamedTuple):
     name: str
 
 
-BACKBONES = {
+BACKBONES: Mapping[Prefix, Backbone] = {
     "vision_backbone.encoder.": Backbone(
         "the vision tower", "models.vision_config", "models.vision_name"
     ),
@@ -36,10 +36,10 @@ BACKBONES = {
         "the language model", "models.language_config", "models.language_model_name"
     ),
 }
-"""Beginning of the names of a backbone's weights, and what it is."""
+"""The backbones by the beginning of their tensors' names."""
 
 
-def declared(location: Location, header: Header, fingerprint: str) -> Mapping[str, Reference]:
+def declared(location: Location, header: Header, fingerprint: str) -> Mapping[Prefix, Reference]:
     """Return the backbones that a checkpoint's own document leaves to others, by prefix.
 
     Args:
@@ -68,8 +68,8 @@ def _documents(location: Location, header: Header) -> Iterator[tuple[Mapping[str
 
 
 def borrowed(
-    settling: Settling, recorded: Mapping[str, Reference], *, is_split: bool, path: str
-) -> dict[str, Borrowed]:
+    settling: Settling, recorded: Mapping[Prefix, Reference], *, is_split: bool, path: str
+) -> dict[Prefix, Borrowed]:
     """Return the backbones to be taken from elsewhere, by prefix.
 
     A backbone without any weight in the file is taken from the model that its name tells, where
@@ -79,7 +79,7 @@ def borrowed(
     Raises:
         CheckpointError: nothing says where its weights are.
     """
-    found: dict[str, Borrowed] = {}
+    found: dict[Prefix, Borrowed] = {}
     for prefix, backbone in BACKBONES.items():
         name = str(settling.values[backbone.name])
         claim = settling.claim(backbone.name)

@@ -14,7 +14,7 @@ from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.infer import Inferred
 from panovlm.checkpoint.keys import KeyMap
 from panovlm.checkpoint.locate import Location
-from panovlm.checkpoint.metadata import CheckpointMetadata
+from panovlm.checkpoint.metadata import CheckpointMetadata, Prefix
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError, ContradictionError
 
@@ -97,7 +97,7 @@ class Resolution:
     embedded: CheckpointMetadata | None = None
     weights: Weights | None = None
     adapters: Part | None = None
-    borrowed: Mapping[str, Borrowed] = field(default_factory=dict[str, Borrowed])
+    borrowed: Mapping[Prefix, Borrowed] = field(default_factory=dict[Prefix, Borrowed])
     fingerprint: str = ""
 
     @property

@@ -487,6 +487,8 @@ class Paths(StrictModel):
     """Base of relative image paths in tables; empty: the table's own folder."""
     pretrained_dir: str | None = None
     """Checkpoint (file or run folder) that the first stage starts from."""
+    pretrained_weights: Literal["model", "ema"] | None = None
+    """Which copy of its weights, where it holds the live ones and their running average."""
 
 
 class Settings(Recipe):

@@ -142,6 +142,8 @@ class _Run:
         if upstream is not None:
             self._tell(f"stage {name}: starts from {locate(upstream).checkpoint}")
         model = stage_model(settings, name, self.tables, upstream)
+        for note in model.resolution.notes if model.resolution else ():
+            self._tell(f"stage {name}: {note}")
         data = stage_data(settings, name, model, rows)
         stage = settings.training.stage_configs[name]
         steps = optimizer_steps(name, stage, data, self.processes)

@@ -59,7 +59,14 @@ def stage_model(
         model = new_model(settings, (text for part in (tables.texts(), own) for text in part))
     else:
         cpu = torch.device("cpu")
-        model = load_checkpoint(upstream, device=cpu, overrides=_recipe_overrides(settings))
+        paths = settings.paths
+        given = paths.pretrained_dir is not None and upstream == Path(paths.pretrained_dir)
+        model = load_checkpoint(
+            upstream,
+            device=cpu,
+            overrides=_recipe_overrides(settings),
+            weights=paths.pretrained_weights if given else None,
+        )
     lora = stage.lora or (settings.lora if name == "finetune" else None)
     if lora is not None and lora.use_lora and not model.recipe.lora.use_lora:
         model.add_adapters(lora)
