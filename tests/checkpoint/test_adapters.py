@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from panovlm.checkpoint.repair import add_metadata
 from panovlm.checkpoint.resolve import resolve
 from panovlm.errors import CheckpointError, ContradictionError
 from panovlm.models.model import PanoramaVLM
@@ -118,6 +119,15 @@ class TestBesideAPlainCheckpoint:
         with put_on.language_model.disable_adapter():
             assert torch.equal(logits(left_out.language_model), logits(put_on.language_model))
         assert (logits(left_out.language_model) - expected).abs().max() > 1e-2
+
+    @pytest.mark.parametrize("use_lora", [True, False])
+    def test_metadata_settles_it_for_good(self, use_lora, build, run):
+        model = build(**LORA)
+        path = run(model)
+        add_metadata(path, overrides={"lora.use_lora": use_lora})
+        found = resolve(path)
+        assert (found.adapters is not None) == use_lora == found.config.lora.use_lora
+        assert found.conflicts == []
 
     def test_the_adapted_model_may_be_named_by_the_caller(self, fresh, run, backbones, tmp_path):
         model = fresh()

@@ -54,7 +54,8 @@ def find_adapters(
         location: the checkpoint and its companions.
         keys: names of the checkpoint file.
         weights: which copy of its weights is meant.
-        stated: what the caller says about ``lora.use_lora``.
+        stated: what the caller, or else the checkpoint's own document, says about
+            ``lora.use_lora``.
         base: the language model that the caller names.
 
     Raises:

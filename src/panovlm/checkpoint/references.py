@@ -14,7 +14,15 @@ from typing import Any, NamedTuple
 from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.infer import Inferred
 from panovlm.checkpoint.locate import Location
-from panovlm.checkpoint.metadata import EMBEDDED, Prefix, Reference, is_ours, parse, read_json
+from panovlm.checkpoint.metadata import (
+    EMBEDDED,
+    CheckpointMetadata,
+    Prefix,
+    Reference,
+    is_ours,
+    parse,
+    read_json,
+)
 from panovlm.checkpoint.resolution import Borrowed
 from panovlm.checkpoint.settling import Settling, kind_of
 from panovlm.errors import CheckpointError
@@ -39,32 +47,36 @@ BACKBONES: Mapping[Prefix, Backbone] = {
 """The backbones by the beginning of their tensors' names."""
 
 
-def declared(location: Location, header: Header, fingerprint: str) -> Mapping[Prefix, Reference]:
-    """Return the backbones that a checkpoint's own document leaves to others, by prefix.
+def own_document(location: Location, header: Header, fingerprint: str) -> CheckpointMetadata | None:
+    """Return the document that was written for these very weights, if there is one.
+
+    It is needed before the weights are interpreted; every document is read in full later.
 
     Args:
         location: the checkpoint and its companions.
         header: what the file says about itself.
-        fingerprint: of its names and shapes; a document of other weights does not count.
+        fingerprint: of its names and shapes.
     """
     for raw, origin in _documents(location, header):
-        if is_ours(raw) and raw.get("references"):
+        if is_ours(raw):
             document = parse(raw, origin)
             if document.fingerprint == fingerprint:
-                return document.references
-    return {}
+                return document
+    return None
 
 
 def _documents(location: Location, header: Header) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield the raw documents; what is wrong with one is told where all of it is read."""
+    """Yield the raw documents that are whole; what is wrong with others is told later."""
+    if location.sidecar is not None:
+        raw, cut_off = read_json(location.sidecar)
+        if cut_off is None:
+            yield raw, location.sidecar.name
     try:
         inside = json.loads(str(header.extras.get(EMBEDDED, "{}")))
     except ValueError:
-        inside = None
+        return
     if isinstance(inside, Mapping):
         yield inside, f"metadata inside {header.path.name}"
-    if location.sidecar is not None:
-        yield read_json(location.sidecar)[0], location.sidecar.name
 
 
 def borrowed(

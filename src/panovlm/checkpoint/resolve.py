@@ -24,7 +24,7 @@ from panovlm.checkpoint.locate import Location, locate
 from panovlm.checkpoint.metadata import fingerprint
 from panovlm.checkpoint.original import ALPHA_PER_RANK, CERTAIN
 from panovlm.checkpoint.references import BACKBONES as ELSEWHERE
-from panovlm.checkpoint.references import borrowed, declared
+from panovlm.checkpoint.references import borrowed, own_document
 from panovlm.checkpoint.resolution import Conflict, Resolution, Source
 from panovlm.checkpoint.settle_backbones import (
     BACKBONES,
@@ -85,11 +85,15 @@ def resolve(
     file = str(location.checkpoint)
     keys = map_keys(own, weights=weights, averaged=header.averaged, file=file)
     actual = fingerprint(keys.shapes(own))
+    document = own_document(location, header, actual)
+    stated = _given(overrides, "lora", "use_lora")
+    if stated is None and document is not None:
+        stated = document.recipe.lora.use_lora
     part, notes = find_adapters(
         location,
         keys,
         weights=weights,
-        stated=_given(overrides, "lora", "use_lora"),
+        stated=stated,
         base=_given(overrides, "models", "language_model_name"),
     )
     if part is not None:
@@ -98,7 +102,7 @@ def resolve(
         keys = map_keys(
             shapes, weights=weights, averaged=header.averaged, joined=part.places, file=file
         )
-    recorded = declared(location, header, actual)
+    recorded = document.references if document is not None else {}
     shapes = {name: info.shape for name, info in header.tensors.items()}
     inferred = infer(keys.shapes(shapes), {ELSEWHERE[prefix].config for prefix in recorded})
     documents = DocumentReader(

@@ -192,4 +192,8 @@ _RELEASED: dict[Sizes, dict[str, dict[str, Any]]] = {
         "Gemma-3-27B": _gemma3(1024, 168, **_LINEAR)
     },
 }
-"""Released models by their sizes, the likeliest backbone first where several share them."""
+"""Released models by their sizes, the likeliest backbone first where several share them.
+
+The entries of Qwen3-4B-2507, the first SmolLM, Mistral and Gemma-3-270M were not compared with the
+files that these models were published with.
+"""
