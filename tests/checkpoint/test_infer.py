@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from random import Random
+from typing import Any
+
 import pytest
 
+from panovlm.checkpoint.fields import flatten, nest
 from panovlm.checkpoint.infer import claimant, infer
 from panovlm.checkpoint.keys import map_keys
+from panovlm.checkpoint.load import build_empty
 from panovlm.checkpoint.shapes import Shapes
+from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError, ContradictionError
 
 
@@ -128,3 +134,109 @@ def test_the_shape_map_is_not_changed(build, files):
     keys = map_keys(found)
     assert infer(keys.shapes(found)).fields
     assert found == before
+
+
+TOWERS = {
+    "siglip_vision_model": {"vision_use_head": False},
+    "clip_vision_model": {},
+    "dinov2": {"mlp_ratio": 3},
+}
+LANGUAGES = ("qwen2", "qwen3", "llama", "gemma2", "gemma3_text")
+RESAMPLERS = {
+    "mlp": {"hidden_dim": 19, "depth": 4, "use_ln": False},
+    "bimamba": {"hidden_dim": 21, "depth": 2, "expand": 1.37, "d_state": 3, "d_conv": 2},
+    "qformer": {"num_query_tokens": 5, "num_hidden_layers": 2, "num_attention_heads": 2},
+}
+UNSEEN = {
+    "models.overlap_ratio": 0.25,
+    "models.stitching_mode": "concat",
+    "models.use_projection_positional_encoding": False,
+    "models.global_view": "first_view",
+    "image_processing.fov_deg": 60.0,
+    "lora.alpha": 5.0,
+}
+
+
+def drawn(random: Random) -> dict[str, Any]:
+    """A recipe with odd sizes, as nested settings."""
+    tower, language = random.choice(sorted(TOWERS)), random.choice(LANGUAGES)
+    kind = random.choice(sorted(RESAMPLERS))
+    patch, width = random.choice([2, 3, 4]), 2 * random.randint(2, 12)
+    vision = {
+        "model_type": tower,
+        "hidden_size": width,
+        "intermediate_size": random.randint(3, 30),
+        "num_hidden_layers": random.randint(1, 3),
+        "num_attention_heads": 2,
+        "patch_size": patch,
+        "image_size": patch * random.randint(1, 4),
+        **TOWERS[tower],
+    }
+    text = {
+        "model_type": language,
+        "vocab_size": random.randint(5, 40),
+        "hidden_size": 4 * random.randint(1, 6),
+        "intermediate_size": random.randint(3, 30),
+        "num_hidden_layers": random.randint(1, 3),
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "pad_token_id": None,
+        "tie_word_embeddings": False,
+    }
+    lora = {"use_lora": random.random() < 0.5, "rank": random.randint(1, 5), "alpha": 7}
+    models = {
+        "vision_config": vision,
+        "language_config": text,
+        "resampler_type": kind,
+        "resampler_config": RESAMPLERS[kind],
+        "latent_dimension": random.randint(1, 30),
+        "use_vicreg_norm": random.random() < 0.5,
+        "use_vicreg_projector": random.random() < 0.5,
+        "vicreg_projector_dim": random.randint(1, 20),
+        "vicreg_projector_hidden": random.randint(1, 20),
+        "vicreg_projector_depth": random.randint(2, 4),
+        "vicreg_projector_ln": random.random() < 0.5,
+        "use_text_projection": random.random() < 0.5,
+    }
+    return {"models": models, "lora": lora}
+
+
+def shapes_of(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    return {n: tuple(t.shape) for n, t in build_empty(recipe).state_dict().items()}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_whole_random_model_comes_back(seed):
+    """Every field that is observed is that of the recipe, and no unobserved one moves a shape."""
+    settings = drawn(Random(seed))
+    recipe = Recipe.model_validate(settings)
+    found = shapes_of(recipe)
+    inferred = infer(map_keys(found).shapes(found))
+    assert inferred.unrecognised == {} and inferred.absent == set()
+    values = flatten(recipe)
+    for name, seen in inferred.fields.items():
+        section, _, field = name.rpartition(".")
+        if section in ("models.vision_config", "models.language_config"):
+            expected = {**CONFIG_DEFAULTS, **settings["models"][section.split(".")[1]]}
+            assert seen.value == expected[field], name
+        elif name == "lora.target_modules":
+            assert set(seen.value) == set(values[name])
+        elif name.endswith(".expand"):
+            assert inferred.resampler.agrees("expand", values[name], inferred.seen)
+        else:
+            assert seen.value == values[name], name
+    assert UNSEEN.keys() & inferred.fields.keys() == set()
+    changed = nest({**flatten(recipe), **UNSEEN})
+    assert shapes_of(Recipe.model_validate(changed)) == found
+
+
+CONFIG_DEFAULTS = {
+    "num_channels": 3,
+    "use_mask_token": True,
+    "qkv_bias": True,
+    "use_swiglu_ffn": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+"""Observed fields of backbones that the drawn configurations leave to their classes."""

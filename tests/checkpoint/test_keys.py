@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panovlm.checkpoint.keys import COMPONENTS, canonical, map_keys, unwrap
+from panovlm.checkpoint.keys import COMPONENTS, WRAPPERS_ANYWHERE, canonical, map_keys, unwrap
 from panovlm.errors import CheckpointError, ContradictionError
 
 WRAPPED = {
@@ -36,7 +36,8 @@ WRAPPED = {
     # Further below, "module" is a name like any other.
     "language_model.model.layers.module.weight": ("language_model.model.layers.module.weight", ""),
     "critic.weight": ("critic.weight", ""),
-    "ema_model.projector.linear.weight": ("ema_model.projector.linear.weight", ""),
+    "ema_model.module.projector.linear.weight": ("projector.linear.weight", "ema_model.module."),
+    "ema.online_model.projector.linear.weight": ("projector.linear.weight", "ema.online_model."),
     "model.embed_tokens.weight": ("embed_tokens.weight", "model."),
     "layout": ("layout", ""),
     "model.layout": ("layout", "model."),
@@ -45,7 +46,9 @@ WRAPPED = {
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_wrappers(name):
-    assert unwrap(name) == WRAPPED[name]
+    found = unwrap(name)
+    assert (found.bare, found.prefix) == WRAPPED[name]
+    assert found.averaged == name.startswith("ema_model.")
 
 
 part = st.sampled_from(["model", "module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"])
@@ -53,9 +56,38 @@ part = st.sampled_from(["model", "module", "_orig_mod", "_fsdp_wrapped_module", 
 
 @given(wrappers=st.lists(part, max_size=4), component=st.sampled_from(COMPONENTS[:-1]))
 def test_any_wrappers_in_front(wrappers, component):
-    bare, prefix = unwrap(".".join([*wrappers, component, "a", "weight"]))
-    assert bare == f"{component}.a.weight"
-    assert prefix == "".join(f"{wrapper}." for wrapper in wrappers)
+    found = unwrap(".".join([*wrappers, component, "a", "weight"]))
+    assert found.bare == f"{component}.a.weight"
+    assert found.prefix == "".join(f"{wrapper}." for wrapper in wrappers)
+    assert not found.averaged
+
+
+NAMES = [
+    "vision_backbone.encoder.encoder.layers.0.mlp.fc1.weight",
+    "vision_backbone.norm.bias",
+    "resampler_module.resampler.mlp.0.weight",
+    "vicreg_projector.mlp.3.bias",
+    "projector.linear.weight",
+    "language_model.model.layers.1.self_attn.q_proj.weight",
+    "language_model.lm_head.weight",
+]
+
+
+@given(data=st.data())
+def test_any_wrappers_anywhere(data):
+    """Each name gets segments of its own: in front, between its own, after its component."""
+    anywhere = st.lists(st.sampled_from(sorted(WRAPPERS_ANYWHERE)), max_size=2)
+    front = st.lists(st.sampled_from(["model", "module", *sorted(WRAPPERS_ANYWHERE)]), max_size=3)
+    stored = {}
+    for name in NAMES:
+        first, *inner, leaf = name.split(".")
+        segments = [*data.draw(front), first, *data.draw(st.sampled_from([[], ["module"]]))]
+        for segment in inner:
+            segments += [*data.draw(anywhere), segment]
+        stored[".".join([*segments, *data.draw(anywhere), leaf])] = (2, 2)
+    found = map_keys(stored)
+    assert list(found.files) == NAMES and found.unknown == ()
+    assert [found.files[name] for name in NAMES] == list(stored)
 
 
 def test_older_homes_and_aliases():
@@ -104,6 +136,28 @@ class TestMap:
         assert list(map_keys({old: (2, 2)}).files) == [
             "vision_backbone.encoder.encoder.layer.0.attention.q_proj.weight"
         ]
+
+    def test_a_share_of_several_tensors(self):
+        with pytest.raises(CheckpointError, match=r"_flat_param is a flat parameter of FSDP.*FULL"):
+            map_keys({"model._fsdp_wrapped_module.projector._flat_param": (7,)})
+
+    @pytest.mark.parametrize("adapter", ["", ".default", ".mine"])
+    @pytest.mark.parametrize("layer", ["q_proj", "q_proj.base_layer"])
+    @pytest.mark.parametrize("wrapper", ["", "base_model.model."])
+    def test_adapters_have_the_names_of_today(self, wrapper, layer, adapter):
+        inside, today = "model.layers.0.self_attn.", "language_model.base_model.model."
+        stored = [
+            f"language_model.{wrapper}{inside}{layer}.weight",
+            f"language_model.{wrapper}{inside}q_proj.lora_A{adapter}.weight",
+            f"language_model.{wrapper}{inside}q_proj.lora_B{adapter}.weight",
+            f"language_model.{wrapper}model.norm.weight",
+        ]
+        assert map_keys(dict.fromkeys(stored, (2, 2))).files == {
+            f"{today}{inside}q_proj.base_layer.weight": stored[0],
+            f"{today}{inside}q_proj.lora_A.default.weight": stored[1],
+            f"{today}{inside}q_proj.lora_B.default.weight": stored[2],
+            f"{today}model.norm.weight": stored[3],
+        }
 
     def test_nothing_of_a_model(self):
         with pytest.raises(CheckpointError, match=r"layers\.0.*expected one of vision_backbone"):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from panovlm.checkpoint.load import build_empty, complete, prove_model, tied_names
 from panovlm.checkpoint.resolve import resolve
+from panovlm.checkpoint.save import save_checkpoint, strip_metadata
 from panovlm.errors import CheckpointError, ConfigError, ContradictionError
 from panovlm.models.model import PanoramaVLM
 
@@ -369,3 +370,18 @@ def test_strict_refuses_what_nobody_knows(build, files, backbones, write):
         "vision_token_fallback_position": "prefix",
     }
     load(write(model), strict=True, overrides=known)
+
+
+def test_no_tokenizer_is_looked_up_by_a_name_that_nobody_gave(own, tmp_path):
+    """Neither a made-up name nor the default one is the language model's."""
+    save_checkpoint(own(), tmp_path / "whole.ckpt")
+    bare = tmp_path / "bare" / "last.ckpt"
+    bare.parent.mkdir()
+    strip_metadata(tmp_path / "whole.ckpt", bare)
+    config = own().config.text_config.to_dict()
+    for overrides in (None, {"models.language_config": config}):
+        loaded = load(bare, overrides=overrides)
+        assert loaded.tokenizer is None
+        assert loaded.recipe.models.language_model_name == "unnamed-qwen3"
+        notes = loaded.resolution.notes
+        assert notes == ["no tokenizer: the checkpoint neither carries nor names one"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+import torch
 
 from panovlm.checkpoint.locate import locate
+from panovlm.checkpoint.resolve import resolve
 from panovlm.errors import CheckpointError
 
 
@@ -18,7 +21,10 @@ def touch(tmp_path):
         for second, name in enumerate(names):
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"x")
+            if path.suffix == ".ckpt":
+                torch.save({"state_dict": {"w": torch.ones(1)}}, path)
+            else:
+                path.write_bytes(b"x")
             os.utime(path, (second, second))
         return tmp_path
 
@@ -34,6 +40,36 @@ def test_order_in_a_folder(touch):
     (folder / "last.ckpt").unlink()
     found = locate(folder)
     assert found.checkpoint.name == "last-v1.ckpt" and found.why == "newest of 2 .ckpt file(s)"
+
+
+def test_incomplete_files_are_passed_over_and_named(touch):
+    folder = touch("epoch1.ckpt", "epoch2.ckpt", "epoch3.ckpt")
+    for name, kept in (("epoch3.ckpt", 0.5), ("epoch2.ckpt", 0.0)):
+        path = folder / name
+        age = path.stat().st_mtime_ns
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+        os.utime(path, ns=(age, age))
+    found = locate(folder)
+    assert found.checkpoint.name == "epoch1.ckpt"
+    assert found.why == "newest complete of 3 .ckpt file(s)"
+    assert [Path(note.split()[0]).name for note in found.passed_over] == [
+        "epoch3.ckpt",
+        "epoch2.ckpt",
+    ]
+    (folder / "epoch1.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"(?s)no complete checkpoint.*epoch1.*epoch3"):
+        locate(folder)
+
+
+def test_a_damaged_best_is_not_replaced(touch):
+    """It is an error when it is read; the message names what else there is."""
+    folder = touch("last.ckpt", "best.ckpt")
+    (folder / "best.ckpt").write_bytes(b"PK")
+    found = locate(folder)
+    assert found.checkpoint.name == "best.ckpt" and found.others() == ["last.ckpt"]
+    assert locate(folder / "best.ckpt").others() == []
+    with pytest.raises(CheckpointError, match=r"best\.ckpt comes first.*also holds last\.ckpt"):
+        resolve(folder)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +91,11 @@ def test_order_in_a_folder(touch):
         ),
         (["weights.pt", "notes.txt"], "weights.pt"),
         (["a.safetensors", "epoch.ckpt"], "epoch.ckpt"),
+        (
+            ["adapter_config.json", "adapter_model.safetensors", "non_lora_trainables.bin"],
+            "non_lora_trainables.bin",
+        ),
+        (["lora_weights/adapter_config.json", "mm_projector.bin"], "mm_projector.bin"),
         ([".last.ckpt.1234.tmp", ".hidden.ckpt", "old.ckpt"], "old.ckpt"),
     ],
 )
@@ -97,6 +138,16 @@ def test_no_choice_between_several(touch):
         CheckpointError, match=r"several checkpoints \(a\.pt, b\.pt\).*--checkpoint"
     ):
         locate(touch("a.pt", "b.pt"))
+
+
+def test_adapters_alone(touch):
+    folder = touch("lora_weights/adapter_config.json", "lora_weights/adapter_model.bin")
+    for path in (folder / "lora_weights", folder / "lora_weights" / "adapter_model.bin"):
+        with pytest.raises(CheckpointError, match="PEFT adapters of a language model, and no res"):
+            locate(path)
+    touch("last.ckpt")
+    with pytest.raises(CheckpointError, match=r"holds last\.ckpt; give that"):
+        locate(folder / "lora_weights")
 
 
 def test_nothing_there(touch, tmp_path):

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from panovlm.checkpoint import original as documents
+from panovlm.checkpoint.adapter_config import lora_fields
 from panovlm.checkpoint.fields import defaults
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import save_checkpoint, strip_metadata
@@ -97,7 +98,7 @@ class TestHyperParameters:
         found = resolve(write(model, hyper={kept: whole[kept]}, data=None))
         assert found.conflicts == []
         assert found.config.lora.rank == 3
-        assert found.config.lora.alpha == (12 if kept == "lora_alpha" else 32)
+        assert found.config.lora.alpha == (12 if kept == "lora_alpha" else 6)
         assert ("lora.alpha" in found.assumed) == (kept != "lora_alpha")
         named = found.config.models.vision_name == str(backbones.vision["siglip"])
         assert named == (kept == "vision_name")
@@ -305,7 +306,7 @@ class TestAdapterConfig:
         assert found.conflicts == []
 
     def test_a_pattern_is_no_list(self):
-        fields = documents.from_adapter_config({"r": 2, "target_modules": ".*q_proj"})
+        fields = lora_fields({"r": 2, "target_modules": ".*q_proj"})
         assert fields == {"lora.rank": 2}
 
 

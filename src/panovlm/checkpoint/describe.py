@@ -76,10 +76,21 @@ def as_json(resolution: Resolution) -> dict[str, Any]:
             }
             for c in resolution.conflicts
         ],
+        "elsewhere": {
+            prefix: {"name": source.name, "digest": source.digest, "why": source.why}
+            for prefix, source in resolution.borrowed.items()
+        },
         "unknown_tensors": list(resolution.keys.unknown),
         "notes": resolution.notes,
         "stage": resolution.metadata.stage if resolution.metadata else None,
     }
+
+
+def remarks(resolution: Resolution) -> list[str]:
+    """Return what the user of a loaded checkpoint should know, one line each."""
+    notes = [f"note: {note}" for note in resolution.notes]
+    assumed = [f"assumed: {name} = {resolution.value(name)!r}" for name in resolution.assumed]
+    return notes + assumed
 
 
 def as_text(resolution: Resolution) -> str:
@@ -99,6 +110,9 @@ def _lines(resolution: Resolution) -> Iterator[str]:
             f"trained: stage {resolution.metadata.stage or 'unknown'}, epoch {record.epoch}, "
             f"step {record.global_step}, validation loss {loss}"
         )
+    for prefix, source in resolution.borrowed.items():
+        digest = f"digest {source.digest}" if source.digest else "no digest recorded"
+        yield f"elsewhere: {prefix}* from {source.name!r}, {source.why}, {digest}"
     yield ""
     table = [
         (r.field, _short(r.value), ("ASSUMED " if r.assumed else "") + r.source)

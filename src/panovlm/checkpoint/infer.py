@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ class Inferred:
         overruled: fields about what is dropped; what documents say of them does not count.
         unrecognised: backbones of no known family, with the reason. Their configuration must be
             stated; the proof then decides whether it is the right one.
+        absent: backbones without a weight in the file (adapters and token tables do not count).
+        candidates: backbones that have the sizes of released models, with a note that names them.
         notes: what the reader should know.
     """
 
@@ -44,14 +46,18 @@ class Inferred:
     dropped: tuple[str, ...] = ()
     overruled: frozenset[str] = frozenset()
     unrecognised: dict[str, str] = field(default_factory=dict[str, str])
+    absent: set[str] = field(default_factory=set[str])
+    candidates: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
 
 
-def infer(shapes: Shapes) -> Inferred:
+def infer(shapes: Shapes, partial: Collection[str] = ()) -> Inferred:
     """Read every observable setting off the shapes of a whole model.
 
     Args:
         shapes: shapes under the model's own names (see :func:`panovlm.checkpoint.keys.map_keys`).
+        partial: backbones (fields of their configurations) of which some weights are elsewhere, so
+            that those in the file tell nothing about the whole.
 
     Raises:
         CheckpointError: a component is absent, or none or several architectures claim it.
@@ -63,8 +69,8 @@ def infer(shapes: Shapes) -> Inferred:
     result = Inferred(resampler=architecture, seen=seen)
     projection = infer_projection(shapes.under("projector."))
     _infer_resampler(result, projection)
-    _infer_tower(result, shapes)
-    _infer_language(result, shapes, projection)
+    _infer_tower(result, shapes, partial)
+    _infer_language(result, shapes, projection, partial)
     _infer_heads(result, shapes)
     return result
 
@@ -114,11 +120,14 @@ def _infer_resampler(result: Inferred, projection: Observations) -> None:
             result.fields[f"{RESAMPLER}.{key}"] = observed
 
 
-def _infer_tower(result: Inferred, shapes: Shapes) -> None:
+def _infer_tower(result: Inferred, shapes: Shapes, partial: Collection[str]) -> None:
     """Take over the tower's configuration and check its width against the resampler."""
     section = "models.vision_config"
+    subtree = shapes.under("vision_backbone.encoder.")
+    if _is_elsewhere(result, section, subtree, partial):
+        return
     try:
-        tower = infer_tower(shapes.under("vision_backbone.encoder."))
+        tower = infer_tower(subtree)
     except ContradictionError:
         raise
     except CheckpointError as error:
@@ -126,10 +135,13 @@ def _infer_tower(result: Inferred, shapes: Shapes) -> None:
         return
     result.fields[f"{section}.model_type"] = Observed(tower.family, "names of the tensors")
     _take_backbone(result, section, tower.observed, tower.assumed)
+    _name_candidates(result, section, tower.candidates)
     _agree("vision width", tower.observed["hidden_size"], result.seen["vision_dim"])
 
 
-def _infer_language(result: Inferred, shapes: Shapes, projection: Observations) -> None:
+def _infer_language(
+    result: Inferred, shapes: Shapes, projection: Observations, partial: Collection[str]
+) -> None:
     """Take over the language model's configuration and adapters; check the projection's width."""
     section = "models.language_config"
     subtree = shapes.under("language_model.")
@@ -141,6 +153,10 @@ def _infer_language(result: Inferred, shapes: Shapes, projection: Observations) 
     for key, observed in (adapters or {}).items():
         result.fields[f"lora.{key}"] = observed
     plain = _without_adapters(subtree)
+    body = [name for name in plain if not is_token_table(name)]
+    if _is_elsewhere(result, section, body, partial):
+        _infer_vocabulary(result, plain, projection["language_dim"].value)
+        return
     try:
         language = infer_language(plain)
     except ContradictionError:
@@ -150,8 +166,27 @@ def _infer_language(result: Inferred, shapes: Shapes, projection: Observations) 
         _infer_vocabulary(result, plain, projection["language_dim"].value)
         return
     _take_backbone(result, section, language.observed, language.assumed)
+    _name_candidates(result, section, language.candidates, language.disputed)
     result.fields[f"{section}.vocab_size"] = language.observed["vocab_size"]
     _agree("language-model width", language.observed["hidden_size"], projection["language_dim"])
+
+
+def _is_elsewhere(result: Inferred, section: str, names: Sized, partial: Collection[str]) -> bool:
+    """Tell whether the weights of a backbone are (in part) in no file of the checkpoint."""
+    if not len(names):
+        result.absent.add(section)
+    if not len(names) or section in partial:
+        result.unrecognised[section] = (
+            f"the checkpoint does not hold the weights that would tell {section}, and nobody "
+            f"states it; give it with --set {section}=JSON."
+        )
+        return True
+    return False
+
+
+def is_token_table(name: str) -> bool:
+    """Tell whether a tensor of a language model is its token embeddings or its output layer."""
+    return any(f".{name}".endswith(f".{table}.weight") for table in TOKEN_TABLES)
 
 
 def _infer_vocabulary(result: Inferred, shapes: Shapes, width: int) -> None:
@@ -214,6 +249,17 @@ def _take_backbone(
         result.fields[f"{section}.{key}"] = value
     for key, value in assumed.items():
         result.assumed[f"{section}.{key}"] = value
+
+
+def _name_candidates(
+    result: Inferred, section: str, candidates: Sequence[str], disputed: Sequence[str] = ()
+) -> None:
+    """Note which released models have the sizes of a backbone."""
+    if candidates:
+        note = f"{section} has the sizes of {' or '.join(candidates)}"
+        if disputed:
+            note += f", which differ in {', '.join(disputed)}; the first is assumed"
+        result.candidates[section] = note
 
 
 def _agree(what: str, one: Observed, other: Observed) -> None:

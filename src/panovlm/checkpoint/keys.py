@@ -1,18 +1,23 @@
 """From the names in a file to the model's own names.
 
-Wrappers (Lightning, DDP, FSDP, torch.compile) put segments into names, the original system stored
-two components twice, and its older layout had other names. All of that is undone here, once, so
-that no other module knows about it.
+Wrappers (Lightning, DDP, FSDP, torch.compile, PEFT) put segments into names, trainers keep an
+averaged copy of the weights beside the live ones, the original system stored two components twice,
+and its older layout had other names. All of that is undone here, once, so that no other module
+knows about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from panovlm.checkpoint.averages import COUNTERS, LIVE, SEGMENTS, Weights, choose, is_averaged
+from panovlm.checkpoint.dialects import resampler_dialect
 from panovlm.checkpoint.shapes import Shapes
 from panovlm.config.schema import Layout
 from panovlm.errors import CheckpointError, ContradictionError
+from panovlm.models.language.adapters import built_names
+from panovlm.models.resamplers.recipe import Dialect
 from panovlm.models.vision.towers import current_names
 
 COMPONENTS = (
@@ -43,8 +48,12 @@ PARTS_DEEP = 2
 further below, ``module`` is a name like any other."""
 BUFFERS_REBUILT = ("position_ids", "inv_freq", "original_inv_freq")
 """Buffers that older library versions stored and today's compute when the model is built."""
+FLAT = ("_flat_param", "flat_param")
+"""What FSDP calls the tensor into which it has packed several, one process's share of it."""
 
 ENCODER = "vision_backbone.encoder."
+LANGUAGE_MODEL = "language_model."
+RESAMPLER_MODULE = "resampler_module.resampler."
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,14 @@ class KeyMap:
     """The names of one checkpoint.
 
     Attributes:
-        files: model name → name in the file.
+        files: model name → name in the file. One tensor of a file may serve two places.
         aliases: model name → further names in the file that hold the same tensor.
         ignored: name in the file → why it is not a weight of the model.
         unknown: names in the file that belong to no component.
         layout: which family of checkpoints the file belongs to.
         prefixes: wrappers that were removed, for the report.
+        notes: what the reader should know.
+        dialect: what other implementation named the resampler's tensors.
     """
 
     files: Mapping[str, str]
@@ -66,41 +77,50 @@ class KeyMap:
     unknown: tuple[str, ...]
     layout: Layout
     prefixes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    dialect: Dialect | None = None
 
     def shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
         """Return the shapes of a file under the model's names."""
         return Shapes({name: shapes[stored] for name, stored in self.files.items()})
 
 
+@dataclass(frozen=True)
+class Unwrapped:
+    """One name without what wrappers put into it."""
+
+    bare: str
+    prefix: str
+    """The segments in front of the component (``"model._orig_mod."``)."""
+    averaged: bool = False
+    """Whether it belongs to an averaged copy of the weights."""
+
+
 @dataclass
 class _Collected:
     files: dict[str, str] = field(default_factory=dict[str, str])
+    by_alias: set[str] = field(default_factory=set[str])
+    """Places that are filled by a second name of theirs so far."""
     aliases: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    ignored: dict[str, str] = field(default_factory=dict[str, str])
-    unknown: list[str] = field(default_factory=list[str])
-    prefixes: set[str] = field(default_factory=set[str])
 
 
-def unwrap(name: str) -> tuple[str, str]:
-    """Remove wrapper segments from one name.
-
-    Returns:
-        The bare name, and the segments in front of the component (``"model._orig_mod."``).
-    """
+def unwrap(name: str) -> Unwrapped:
+    """Remove wrapper segments from one name."""
     segments = name.split(".")
     start = 0
     roots = {*COMPONENTS, *RENAMED}
+    wrappers = WRAPPERS_ANYWHERE | WRAPPERS_IN_FRONT | SEGMENTS | {LIVE}
     while start < len(segments) - 1 and segments[start] not in roots:
-        if segments[start] not in WRAPPERS_ANYWHERE | WRAPPERS_IN_FRONT:
+        if segments[start] not in wrappers:
             break
         start += 1
-    prefix = "".join(segment + "." for segment in segments[:start])
+    front = segments[:start]
     bare: list[str] = []
     for segment in segments[start:]:
         parallel = segment == "module" and 0 < len(bare) <= PARTS_DEEP
         if segment not in WRAPPERS_ANYWHERE and not parallel:
             bare.append(segment)
-    return ".".join(bare), prefix
+    return Unwrapped(".".join(bare), "".join(f"{s}." for s in front), is_averaged(front))
 
 
 def canonical(name: str) -> tuple[str | None, bool]:
@@ -115,41 +135,113 @@ def canonical(name: str) -> tuple[str | None, bool]:
     return (name if root in COMPONENTS else None), False
 
 
-def map_keys(shapes: Mapping[str, tuple[int, ...]]) -> KeyMap:
+def map_keys(
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    weights: Weights | None = None,
+    averaged: bool = False,
+    joined: Mapping[str, str] | None = None,
+    file: str = "the file",
+) -> KeyMap:
     """Translate every name of a file.
 
     Args:
         shapes: shapes by the file's own names.
+        weights: which copy is meant where there are two.
+        averaged: whether the names were chosen as the averaged copy already.
+        joined: names in ``shapes`` that come from another file (an adapter's) → the model's name.
+        file: what the names are from, for messages.
 
     Raises:
-        CheckpointError: no name belongs to a component, or two names claim one place.
+        CheckpointError: no name belongs to a component, two names claim one place, or it was not
+            said which of two copies is meant.
         ContradictionError: an alias has another shape than its original.
     """
-    found = _Collected()
-    for stored in shapes:
-        bare, prefix = unwrap(stored)
-        name, is_alias = canonical(bare)
+    joined = joined or {}
+    own = {name: unwrap(name) for name in shapes if name not in joined}
+    ignored = {n: "a counter of the averaged weights" for n, u in own.items() if _is_counter(u)}
+    own = {name: found for name, found in own.items() if name not in ignored}
+    own = _undotted(own)
+    meant, left_out, notes = _choose(own, weights, averaged=averaged, file=file)
+    ignored |= left_out
+    places: dict[str, tuple[str, bool]] = {name: (place, True) for name, place in joined.items()}
+    unknown: list[str] = []
+    for stored in meant:
+        name, is_alias = canonical(own[stored].bare)
+        leaf = stored.rsplit(".", 1)[-1]
         if name is None:
-            found.unknown.append(stored)
-        elif name.rsplit(".", 1)[-1] in BUFFERS_REBUILT:
-            found.ignored[stored] = "a buffer that is computed when the model is built"
+            unknown.append(stored)
+        elif leaf in BUFFERS_REBUILT:
+            ignored[stored] = "a buffer that is computed when the model is built"
+        elif leaf in FLAT:
+            raise _sharded(stored)
         else:
-            found.prefixes.add(prefix)
+            places[stored] = (name, is_alias)
+    if not places:
+        raise _nothing(shapes)
+    found = _Collected()
+    renamed, dialect = _names_of_today([place for place, _ in places.values()])
+    if dialect is not None:
+        notes += [
+            ": ".join(filter(None, (f"the resampler has names of {dialect.name}", dialect.note)))
+        ]
+    for stored, (place, is_alias) in sorted(places.items(), key=lambda item: item[0] in joined):
+        for name in renamed[place]:
             _place(found, name, stored, is_alias=is_alias, shapes=shapes)
-    if not found.files:
-        raise CheckpointError(
-            "no tensor belongs to a PanoVLM model; names start with "
-            f"{_heads(shapes)}, expected one of {', '.join(COMPONENTS)} (wrappers such as model. "
-            "or module. are removed). This is a checkpoint of something else."
-        )
     return KeyMap(
-        files=_with_current_tower_names(found.files),
+        files=found.files,
         aliases={name: tuple(stored) for name, stored in found.aliases.items()},
-        ignored=found.ignored,
-        unknown=tuple(found.unknown),
+        ignored=ignored,
+        unknown=tuple(unknown),
         layout="panovlm-1" if "layout" in found.files else "original",
-        prefixes=tuple(sorted(found.prefixes)),
+        prefixes=tuple(sorted({own[stored].prefix for stored in places if stored in own})),
+        notes=tuple(notes),
+        dialect=dialect,
     )
+
+
+def _is_counter(name: Unwrapped) -> bool:
+    return name.averaged and name.bare.rsplit(".", 1)[-1] in COUNTERS
+
+
+def _undotted(names: Mapping[str, Unwrapped]) -> dict[str, Unwrapped]:
+    """Put the dots back into the names of averaged weights that were stored without.
+
+    A buffer's name must not have dots, so that averages kept as buffers lack them (latent
+    diffusion's ``LitEma``). They are those of the live weights.
+    """
+    live = {name.bare.replace(".", ""): name.bare for name in names.values() if not name.averaged}
+    return {
+        stored: Unwrapped(live.get(name.bare, name.bare), name.prefix, averaged=True)
+        if name.averaged and "." not in name.bare
+        else name
+        for stored, name in names.items()
+    }
+
+
+def _choose(
+    names: Mapping[str, Unwrapped], weights: Weights | None, *, averaged: bool, file: str
+) -> tuple[list[str], dict[str, str], list[str]]:
+    """Return the names that count, why others do not, and notes about that."""
+    owned = [stored for stored, name in names.items() if canonical(name.bare)[0] is not None]
+    average = [stored for stored in owned if names[stored].averaged]
+    live = [stored for stored in names if stored not in set(average)]
+    if not average and (averaged or weights != "ema"):
+        return live, {}, ["these are averaged weights (EMA)"] if averaged else []
+    weighty = [stored for stored in owned if not names[stored].averaged]
+    where = [_heads(names[n].prefix or n for n in group) for group in (weighty, average)]
+    meant = choose(weights, where[0], where[1], file)
+    if meant == "model":
+        return live, dict.fromkeys(average, "an averaged copy; the live weights were chosen"), []
+    copied = {names[stored].bare for stored in average}
+    rest = [stored for stored in live if names[stored].bare not in copied]
+    replaced = dict.fromkeys(set(live) - set(rest), "a live weight; its average was chosen")
+    notes = ["these are averaged weights (EMA)"]
+    kept = [stored for stored in weighty if names[stored].bare not in copied]
+    if kept:
+        parts = ", ".join(sorted({names[stored].bare.split(".", 1)[0] for stored in kept}))
+        notes.append(f"{len(kept)} tensor(s) have no average and are the live ones: {parts}")
+    return [*average, *rest], replaced, notes
 
 
 def _place(
@@ -164,9 +256,10 @@ def _place(
     other = found.files.get(name)
     if other is None:
         found.files[name] = stored
+        if is_alias:
+            found.by_alias.add(name)
         return
-    other_is_alias = canonical(unwrap(other)[0])[1]
-    if is_alias == other_is_alias:
+    if is_alias == (name in found.by_alias):
         raise CheckpointError(
             f"two tensors claim {name}: {other} and {stored}. The file holds two models; extract "
             "the one you want into a file of its own."
@@ -174,23 +267,46 @@ def _place(
     if shapes[other] != shapes[stored]:
         raise ContradictionError(
             f"{other} {list(shapes[other])} and {stored} {list(shapes[stored])} are two names of "
-            "one tensor, but differ in shape; the checkpoint is damaged."
+            "one tensor, but differ in shape; the checkpoint is damaged, or put together from two."
         )
     first, second = (other, stored) if is_alias else (stored, other)
+    found.by_alias.discard(name)
     found.files[name] = first
     found.aliases.setdefault(name, []).append(second)
 
 
-def _with_current_tower_names(files: Mapping[str, str]) -> dict[str, str]:
-    """Rename tower tensors of older transformers versions to today's names."""
-    inside = [name.removeprefix(ENCODER) for name in files if name.startswith(ENCODER)]
-    renamed = current_names(inside)
-    result: dict[str, str] = {}
-    for name, stored in files.items():
-        if name.startswith(ENCODER):
-            name = ENCODER + renamed[name.removeprefix(ENCODER)]
-        result[name] = stored
-    return result
+def _names_of_today(
+    names: Sequence[str],
+) -> tuple[dict[str, tuple[str, ...]], Dialect | None]:
+    """Return the names in the model of tensors that may have other ones, and the dialect found."""
+    result: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
+    for prefix, translate in ((ENCODER, current_names), (LANGUAGE_MODEL, built_names)):
+        for name, today in translate(_below(prefix, names)).items():
+            result[prefix + name] = (prefix + today,)
+    dialect = resampler_dialect(_below(RESAMPLER_MODULE, names))
+    for name, several in (dialect.names if dialect else {}).items():
+        result[RESAMPLER_MODULE + name] = tuple(RESAMPLER_MODULE + one for one in several)
+    return result, dialect
+
+
+def _below(prefix: str, names: Iterable[str]) -> list[str]:
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def _sharded(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is a flat parameter of FSDP, one process's share of several tensors. Save the "
+        "model's full state dict (StateDictType.FULL_STATE_DICT, or Lightning's "
+        "FSDPStrategy(state_dict_type='full'))."
+    )
+
+
+def _nothing(names: Iterable[str]) -> CheckpointError:
+    return CheckpointError(
+        "no tensor belongs to a PanoVLM model; names start with "
+        f"{_heads(names)}, expected one of {', '.join(COMPONENTS)} (wrappers such as model. "
+        "or module. are removed). This is a checkpoint of something else."
+    )
 
 
 def _heads(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,9 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.backbones import UNNAMED, resized
+from panovlm.checkpoint.borrow import borrow
 from panovlm.checkpoint.formats import load_tensors, read_attachments
 from panovlm.checkpoint.plan import Proof, prove
 from panovlm.checkpoint.resolution import Resolution
@@ -21,6 +24,7 @@ from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError, ContradictionError, PanoVLMError
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.backbone import language_config
+from panovlm.models.language.lora import adapter_effect
 from panovlm.models.language.tokenizer import (
     load_tokenizer,
     prepare_tokenizer,
@@ -38,16 +42,18 @@ def load_checkpoint(
     prefer: Prefer | None = None,
     strict: bool = False,
     overrides: Mapping[str, Any] | None = None,
+    weights: Weights | None = None,
 ) -> PanoramaVLM:
     """Load a checkpoint; see :meth:`panovlm.models.model.PanoramaVLM.from_checkpoint`."""
-    resolution = resolve(path, overrides, prefer=prefer)
+    resolution = resolve(path, overrides, prefer=prefer, weights=weights)
     resolution.raise_conflicts()
     if strict:
         resolution.raise_assumed()
     model = build_empty(complete(resolution))
     proof = prove_model(resolution, model)
     proof.raise_failure(resolution.path)
-    bind(resolution, model)
+    bind(resolution, model, borrow(resolution, proof))
+    check_adapters(resolution, model)
     model.resolution = resolution
     tokenizer = find_tokenizer(resolution)
     if tokenizer is not None:
@@ -147,20 +153,34 @@ def prove_model(resolution: Resolution, model: PanoramaVLM) -> Proof:
     }
     stored |= {name: tensors[name].shape for name in resolution.keys.unknown}
     built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return prove(stored, built, tied_names(model))
+    return prove(stored, built, tied_names(model), resolution.borrowed.keys())
 
 
-def bind(resolution: Resolution, model: PanoramaVLM) -> None:
-    """Map the file and make its tensors the model's own, without a second copy.
+def bind(resolution: Resolution, model: PanoramaVLM, borrowed: Mapping[str, Tensor]) -> None:
+    """Map the files and make their tensors the model's own, without a second copy.
+
+    Args:
+        resolution: which tensor goes where.
+        model: without weights; it gets them.
+        borrowed: tensors of the model that no file holds.
 
     Raises:
         ContradictionError: two names of one tensor hold different values.
         CheckpointError: a parameter would be left without value.
     """
-    tensors = load_tensors(resolution.path)
+    tensors = load_tensors(resolution.path, resolution.weights)
+    if resolution.adapters is not None:
+        part = load_tensors(resolution.adapters.path)
+        tensors |= {name: part[own] for name, own in resolution.adapters.names.items()}
     _check_aliases(resolution, tensors)
     names = set(model.state_dict().keys())
-    state = {name: tensors[file] for name, file in resolution.keys.files.items() if name in names}
+    state = dict(borrowed)
+    seen: set[str] = set()
+    for name, file in resolution.keys.files.items():
+        if name in names:
+            # One tensor of the file at two places of the model is two parameters there.
+            state[name] = tensors[file].clone() if file in seen else tensors[file]
+            seen.add(file)
     ties = tied_names(model)
     for name, source in ties.items():
         if source not in state:
@@ -179,6 +199,27 @@ def bind(resolution: Resolution, model: PanoramaVLM) -> None:
     if empty:
         raise CheckpointError(
             f"{resolution.path}: {len(empty)} tensor(s) were left without value, first {empty[0]}."
+        )
+
+
+def check_adapters(resolution: Resolution, model: PanoramaVLM) -> None:
+    """See that adapters change what the language model computes, or say that they do not.
+
+    Raises:
+        CheckpointError: they were trained and have no effect, or none that can be computed.
+    """
+    if not resolution.config.lora.use_lora:
+        return
+    effect = adapter_effect(model.language_model)
+    if effect is None:
+        resolution.notes.append(
+            "the adapters have no effect: they are freshly initialised (every lora_B is zero)"
+        )
+    elif not 0 < effect < math.inf:
+        raise CheckpointError(
+            f"{resolution.path}: the adapters change nothing that can be computed (the largest "
+            f"change of a weight is {effect}), although lora_B is not zero. The file is damaged; "
+            "take the checkpoint before it, or leave them out of a copy."
         )
 
 
@@ -228,7 +269,7 @@ def find_tokenizer(resolution: Resolution) -> PreTrainedTokenizerBase | None:
         CheckpointError: the carried tokenizer is damaged.
     """
     location = resolution.location
-    files = read_attachments(location.checkpoint)
+    files = read_attachments(location.checkpoint, resolution.weights)
     if files:
         return tokenizer_from_files(files)
     if location.tokenizer is not None:

@@ -6,12 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from panovlm.checkpoint.formats import fault_of
 from panovlm.errors import CheckpointError
 
 SIDECAR = "checkpoint_metadata.json"
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
 ADAPTERS = "lora_weights"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+TRAINABLES = (
+    "non_lora_trainables.bin",
+    "non_lora_trainables.safetensors",
+    "mm_projector.bin",
+    "mm_projector.safetensors",
+)
+"""What trainers in LLaVA's manner call the file of everything trained besides adapters."""
 SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 WHOLE_MODELS = (
     "model.safetensors",
@@ -23,6 +33,9 @@ MODEL_CONFIGS = ("model_config.json", "config.json", "panovlm_config.json")
 """Files beside a checkpoint that may hold a whole model configuration, the first one counts."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
+NAMED = "named"
+"""Why a file was chosen that the caller gave."""
+
 Purpose = Literal["evaluate", "resume"]
 
 
@@ -33,26 +46,45 @@ class Location:
     checkpoint: Path
     why: str
     """Why this file was chosen, for the log."""
+    passed_over: tuple[str, ...]
+    """Newer files that were not chosen, each with what is wrong with it."""
     sidecar: Path | None
     config: Path | None
     model_config: Path | None
     tokenizer: Path | None
     adapters: Path | None
+    """Folder of PEFT adapters."""
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the file holds only what was trained besides adapters, by its name."""
+        return self.checkpoint.name in TRAINABLES
+
+    def others(self) -> list[str]:
+        """Return the names of other checkpoints in the folder, where the choice was not named."""
+        if self.why == NAMED:
+            return []
+        found = [p for p in self.checkpoint.parent.iterdir() if _is_checkpoint(p)]
+        return sorted(p.name for p in found if p != self.checkpoint)
 
 
 def locate(path: Path, purpose: Purpose = "evaluate") -> Location:
     """Find the checkpoint that ``path`` means.
 
-    A folder means its ``best.ckpt``, then ``last.ckpt``, then the newest other checkpoint (for
-    resuming: ``last.ckpt`` first). Temporary files are never taken.
+    A folder means its ``best.ckpt``, then ``last.ckpt``, then the newest other checkpoint that is
+    complete (for resuming: ``last.ckpt`` first). Temporary files are never taken. A damaged
+    ``best.ckpt`` is not replaced by another file: it is an error when it is read.
 
     Raises:
         CheckpointError: nothing is there.
     """
+    passed_over: list[str] = []
     if path.is_dir():
-        chosen, why = _choose(path, purpose)
+        chosen, why = _choose(path, purpose, passed_over)
+    elif path.name in ADAPTER_FILES and path.is_file():
+        raise CheckpointError(_adapters_only(path.parent))
     elif path.is_file():
-        chosen, why = path, "named"
+        chosen, why = path, NAMED
     else:
         raise CheckpointError(
             f"{path} does not exist; give a checkpoint file or a folder that holds one."
@@ -62,15 +94,16 @@ def locate(path: Path, purpose: Purpose = "evaluate") -> Location:
     return Location(
         checkpoint=chosen,
         why=why,
+        passed_over=tuple(passed_over),
         sidecar=_file(folder / SIDECAR),
         config=_file(folder / CONFIG),
         model_config=next(filter(None, (_file(folder / name) for name in MODEL_CONFIGS)), None),
         tokenizer=tokenizer,
-        adapters=_folder(folder / ADAPTERS),
+        adapters=folder if (folder / ADAPTER_CONFIG).is_file() else _folder(folder / ADAPTERS),
     )
 
 
-def _choose(folder: Path, purpose: Purpose) -> tuple[Path, str]:
+def _choose(folder: Path, purpose: Purpose, passed_over: list[str]) -> tuple[Path, str]:
     """Return the checkpoint of a folder and the reason."""
     order = ("best.ckpt", "last.ckpt") if purpose == "evaluate" else ("last.ckpt", "best.ckpt")
     for name in order:
@@ -79,14 +112,47 @@ def _choose(folder: Path, purpose: Purpose) -> tuple[Path, str]:
     found = [p for p in folder.iterdir() if _is_checkpoint(p)]
     lightning = [p for p in found if p.suffix == ".ckpt"]
     if lightning:
-        newest = max(lightning, key=lambda p: (p.stat().st_mtime_ns, p.name))
-        return newest, f"newest of {len(lightning)} .ckpt file(s)"
+        newest = _newest_complete(folder, lightning, passed_over)
+        return (
+            newest,
+            f"newest{' complete' if passed_over else ''} of {len(lightning)} .ckpt file(s)",
+        )
     for name in WHOLE_MODELS:
         if (folder / name).is_file():
             return folder / name, name
+    parts = [folder / name for name in TRAINABLES if (folder / name).is_file()]
+    if len(parts) == 1:
+        return parts[0], "what was trained besides the adapters"
+    if not found and (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(_adapters_only(folder))
     if len(found) == 1:
         return found[0], "the only checkpoint of the folder"
     raise CheckpointError(_nothing_in(folder, found))
+
+
+def _newest_complete(folder: Path, files: list[Path], passed_over: list[str]) -> Path:
+    """Return the newest file that is complete; one alone is taken as it is."""
+    by_age = sorted(files, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
+    if len(by_age) == 1:
+        return by_age[0]
+    for path in by_age:
+        fault = fault_of(path)
+        if fault is None:
+            return path
+        passed_over.append(fault)
+    faults = "\n  ".join(passed_over)
+    raise CheckpointError(f"{folder} holds no complete checkpoint:\n  {faults}")
+
+
+def _adapters_only(folder: Path) -> str:
+    """Say that a folder of adapters is no whole model, and where the rest may be."""
+    beside = sorted(p.name for p in folder.parent.iterdir() if _is_checkpoint(p))
+    hint = f" {folder.parent} holds {', '.join(beside[:3])}; give that." if beside else ""
+    return (
+        f"{folder} holds PEFT adapters of a language model, and no resampler or projector to go "
+        f"with them. Give the checkpoint that they belong to, or put {TRAINABLES[0]} (what was "
+        f"trained besides the adapters) beside them.{hint}"
+    )
 
 
 def _nothing_in(folder: Path, found: list[Path]) -> str:
@@ -105,8 +171,9 @@ def _nothing_in(folder: Path, found: list[Path]) -> str:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Tell whether a file may be a checkpoint: a known suffix, and no temporary file."""
-    return path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    """Tell whether a file may be a checkpoint: a known suffix, no temporary file, no adapters."""
+    named = path.suffix in SUFFIXES and not path.name.startswith(".")
+    return named and path.name not in ADAPTER_FILES and path.is_file()
 
 
 def _file(path: Path) -> Path | None:

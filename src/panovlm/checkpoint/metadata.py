@@ -37,6 +37,19 @@ class TrainingRecord(StrictModel):
     upstream_checkpoint: str | None = None
 
 
+Prefix = Literal["vision_backbone.encoder.", "language_model."]
+"""Beginning of the names of a backbone's tensors."""
+
+
+class Reference(StrictModel):
+    """A frozen backbone that a checkpoint does not hold, but refers to."""
+
+    name: str
+    """Folder or hub id that has its weights."""
+    digest: str
+    """Digest of the names and values of the tensors that are left out; empty: never taken."""
+
+
 class CheckpointMetadata(StrictModel):
     """Everything that is known about a checkpoint besides its weights."""
 
@@ -52,6 +65,8 @@ class CheckpointMetadata(StrictModel):
     recipe: Recipe
     assumed: tuple[str, ...] = ()
     """Fields of the recipe that nobody knew when this document was made from a bare checkpoint."""
+    references: dict[Prefix, Reference] = Field(default_factory=dict)
+    """Backbones of which tensors are left out of the file."""
     tokenizer: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each tokenizer file."""
     training: TrainingRecord = TrainingRecord()

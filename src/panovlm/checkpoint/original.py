@@ -14,8 +14,12 @@ from panovlm.config.schema import Recipe
 
 Fields = dict[str, Any]
 
+ALPHA_PER_RANK = 2
+"""LoRA's alpha over its rank in the defaults of both systems."""
+
 CERTAIN = frozenset(
     {
+        f"{RESAMPLER}.directions",
         f"{RESAMPLER}.num_attention_heads",
         "models.global_view",
         "models.training_placeholder",
@@ -96,20 +100,6 @@ def from_model_config(raw: Mapping[str, Any]) -> Fields:
     for name in about_views - {"image_processing.image_size"}:
         del fields[name]
     return _without_use(fields)
-
-
-def from_adapter_config(raw: Mapping[str, Any]) -> Fields:
-    """Read the ``adapter_config.json`` of a PEFT folder."""
-    names = {
-        "r": "rank",
-        "lora_alpha": "alpha",
-        "lora_dropout": "dropout",
-        "target_modules": "target_modules",
-    }
-    fields = {f"lora.{ours}": raw.get(theirs) for theirs, ours in names.items()}
-    if isinstance(fields["lora.target_modules"], str):  # a pattern; the weights show what it met
-        del fields["lora.target_modules"]
-    return stated(fields)
 
 
 def from_run_config(mapping: Mapping[str, Any]) -> Fields:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ class Proof:
     Attributes:
         matched: names that are in both with equal shapes.
         tied: model names that the file need not hold, and the name that they share.
+        borrowed: model name → shape, absent from the file and to be taken from a named model.
         missing: model name → shape, absent from the file.
         unexpected: file name → shape, without a place in the model.
         mismatched: name → (shape in the file, shape in the model).
@@ -27,6 +28,7 @@ class Proof:
 
     matched: tuple[str, ...]
     tied: Mapping[str, str]
+    borrowed: Mapping[str, Shape]
     missing: Mapping[str, Shape]
     unexpected: Mapping[str, Shape]
     mismatched: Mapping[str, tuple[Shape, Shape]]
@@ -68,7 +70,10 @@ class Proof:
 
 
 def prove(
-    stored: Mapping[str, Shape], built: Mapping[str, Shape], tied: Mapping[str, str]
+    stored: Mapping[str, Shape],
+    built: Mapping[str, Shape],
+    tied: Mapping[str, str],
+    elsewhere: Collection[str] = (),
 ) -> Proof:
     """Compare names and shapes.
 
@@ -76,21 +81,29 @@ def prove(
         stored: the file's tensors under the model's names.
         built: the model's state dict.
         tied: names of the state dict that share the tensor of another name.
+        elsewhere: beginnings of the names of backbones whose weights may be absent.
     """
-    missing = {
+    absent = {
         name: shape
         for name, shape in built.items()
         if name not in stored and tied.get(name) not in stored
     }
+    borrowed = {n: s for n, s in absent.items() if n.startswith(tuple(elsewhere)) and _is_own(n)}
     return Proof(
         matched=tuple(n for n in built if n in stored and stored[n] == built[n]),
         tied={name: source for name, source in tied.items() if name not in stored},
-        missing=missing,
+        borrowed=borrowed,
+        missing={name: shape for name, shape in absent.items() if name not in borrowed},
         unexpected={n: shape for n, shape in stored.items() if n not in built},
         mismatched={
             n: (stored[n], built[n]) for n in built if n in stored and stored[n] != built[n]
         },
     )
+
+
+def _is_own(name: str) -> bool:
+    """Tell whether a tensor is a backbone's own, not one that adapters add to it."""
+    return ".lora_" not in name
 
 
 def _component(name: str) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from panovlm.checkpoint.atomic import write_bytes
+from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.locate import SIDECAR
 from panovlm.checkpoint.metadata import (
     CheckpointMetadata,
+    Reference,
     TrainingRecord,
-    fingerprint,
     library_versions,
     now,
 )
@@ -44,6 +45,7 @@ def add_metadata(
     *,
     overrides: Mapping[str, Any] | None = None,
     prefer: Prefer | None = None,
+    weights: Weights | None = None,
     dry_run: bool = False,
 ) -> Repair:
     """Write ``checkpoint_metadata.json`` beside a checkpoint; the weights are never touched.
@@ -56,13 +58,14 @@ def add_metadata(
         path: checkpoint file or folder.
         overrides: settings that the user knows, by dotted name.
         prefer: which side wins where metadata and weights contradict each other.
+        weights: which copy is meant where a file holds the live weights and their average.
         dry_run: find out, but write nothing.
 
     Raises:
         CheckpointError: the checkpoint cannot be opened.
         ContradictionError: a contradiction is left that ``prefer`` does not settle.
     """
-    resolution = resolve(path, overrides, prefer=prefer)
+    resolution = resolve(path, overrides, prefer=prefer, weights=weights)
     resolution.raise_conflicts()
     sidecar = resolution.path.parent / SIDECAR
     text = _document(resolution).to_json().encode()
@@ -74,8 +77,6 @@ def add_metadata(
 
 def _document(resolution: Resolution) -> CheckpointMetadata:
     """Return the complete document of a resolved checkpoint."""
-    tensors = resolution.header.tensors
-    names = {name: tensors[file].shape for name, file in resolution.keys.files.items()}
     known = resolution.metadata
     extras = resolution.header.extras
     epoch, step = extras.get("epoch"), extras.get("global_step")
@@ -86,10 +87,14 @@ def _document(resolution: Resolution) -> CheckpointMetadata:
     return CheckpointMetadata(
         experiment_name=known.experiment_name if known else "",
         stage=known.stage if known else str(section(extras, "hyper_parameters").get("stage", "")),
-        fingerprint=fingerprint(names),
+        fingerprint=resolution.fingerprint,
         amends=_amended(resolution),
         recipe=resolution.config,
         assumed=tuple(resolution.assumed),
+        references={
+            prefix: Reference(name=source.name, digest=source.digest)
+            for prefix, source in resolution.borrowed.items()
+        },
         tokenizer=known.tokenizer if known else {},
         training=known.training if known else record,
         versions=known.versions if known else library_versions(),

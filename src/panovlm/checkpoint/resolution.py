@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from panovlm.checkpoint.adapters import Part
+from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.fields import FieldMap
 from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.infer import Inferred
 from panovlm.checkpoint.keys import KeyMap
 from panovlm.checkpoint.locate import Location
-from panovlm.checkpoint.metadata import CheckpointMetadata
+from panovlm.checkpoint.metadata import CheckpointMetadata, Prefix
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError, ContradictionError
 
@@ -49,6 +51,21 @@ class Conflict:
         )
 
 
+@dataclass(frozen=True)
+class Borrowed:
+    """A backbone of which weights are in no file of the checkpoint, and where they come from.
+
+    Attributes:
+        name: folder or hub id that has them.
+        digest: of their values; empty where nobody recorded it.
+        why: what says so.
+    """
+
+    name: str
+    digest: str
+    why: str
+
+
 @dataclass
 class Resolution:
     """The resolved configuration of one checkpoint.
@@ -61,6 +78,10 @@ class Resolution:
         notes: remarks for the reader.
         metadata: the typed document of the checkpoint, if it has one of this format.
         embedded: the typed document inside the file, which ``metadata`` may correct.
+        weights: which of two copies of the weights is meant, as the caller said.
+        adapters: adapters of another file that join the weights.
+        borrowed: backbones whose weights are elsewhere, by the beginning of their names.
+        fingerprint: of the names and shapes in the checkpoint file.
     """
 
     location: Location
@@ -74,6 +95,10 @@ class Resolution:
     notes: list[str] = field(default_factory=list[str])
     metadata: CheckpointMetadata | None = None
     embedded: CheckpointMetadata | None = None
+    weights: Weights | None = None
+    adapters: Part | None = None
+    borrowed: Mapping[Prefix, Borrowed] = field(default_factory=dict[Prefix, Borrowed])
+    fingerprint: str = ""
 
     @property
     def path(self) -> Path:

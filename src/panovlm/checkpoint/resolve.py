@@ -8,18 +8,23 @@ neither tells is listed as assumed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from panovlm.checkpoint.adapters import find_adapters
+from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.fields import RESAMPLER, FieldMap, bears, defaults, nest
-from panovlm.checkpoint.formats import read_header
+from panovlm.checkpoint.formats import Header, read_header
 from panovlm.checkpoint.infer import Inferred, infer
 from panovlm.checkpoint.keys import map_keys
 from panovlm.checkpoint.locate import Location, locate
 from panovlm.checkpoint.metadata import fingerprint
-from panovlm.checkpoint.original import CERTAIN
+from panovlm.checkpoint.original import ALPHA_PER_RANK, CERTAIN
+from panovlm.checkpoint.references import BACKBONES as ELSEWHERE
+from panovlm.checkpoint.references import borrowed, own_document
 from panovlm.checkpoint.resolution import Conflict, Resolution, Source
 from panovlm.checkpoint.settle_backbones import (
     BACKBONES,
@@ -41,6 +46,7 @@ __all__ = ["Conflict", "Prefer", "Resolution", "Source", "resolve"]
 TYPE = "models.resampler_type"
 LAYOUT = "models.layout"
 TARGETS = "lora.target_modules"
+ALPHA = "lora.alpha"
 
 
 def resolve(
@@ -48,8 +54,12 @@ def resolve(
     overrides: Mapping[str, Any] | None = None,
     *,
     prefer: Prefer | None = None,
+    weights: Weights | None = None,
 ) -> Resolution:
     """Resolve the configuration of a checkpoint without reading tensor data.
+
+    Only where adapters in a folder of their own stand beside weights without adapters, some of
+    these are compared with the language model that was adapted.
 
     Args:
         path: checkpoint file or folder.
@@ -59,6 +69,7 @@ def resolve(
             other weights is left out with ``"weights"`` and believed with ``"metadata"``; of two
             documents the one inside the file wins with ``"weights"``, the one beside it with
             ``"metadata"``.
+        weights: which copy is meant where a file holds the live weights and their running average.
 
     Returns:
         The resolution; contradictions are listed in ``.conflicts``, not raised.
@@ -69,17 +80,39 @@ def resolve(
         ConfigError: an override is unknown or wrong.
     """
     location = locate(Path(path))
-    header = read_header(location.checkpoint)
+    header = _read(location, weights)
+    own = {name: info.shape for name, info in header.tensors.items()}
+    file = str(location.checkpoint)
+    keys = map_keys(own, weights=weights, averaged=header.averaged, file=file)
+    actual = fingerprint(keys.shapes(own))
+    document = own_document(location, header, actual)
+    stated = _given(overrides, "lora", "use_lora")
+    if stated is None and document is not None:
+        stated = document.recipe.lora.use_lora
+    part, notes = find_adapters(
+        location,
+        keys,
+        weights=weights,
+        stated=stated,
+        base=_given(overrides, "models", "language_model_name"),
+    )
+    if part is not None:
+        header = replace(header, tensors={**header.tensors, **part.tensors})
+        shapes = {name: info.shape for name, info in header.tensors.items()}
+        keys = map_keys(
+            shapes, weights=weights, averaged=header.averaged, joined=part.places, file=file
+        )
+    recorded = document.references if document is not None else {}
     shapes = {name: info.shape for name, info in header.tensors.items()}
-    keys = map_keys(shapes)
-    inferred = infer(keys.shapes(shapes))
-    actual = fingerprint(keys.shapes(shapes))
+    inferred = infer(keys.shapes(shapes), {ELSEWHERE[prefix].config for prefix in recorded})
     documents = DocumentReader(
         location,
         header,
         keys.layout,
         resampler_type=inferred.resampler.name,
         accept=lambda document: prefer != "weights" or document.fingerprint == actual,
+        joined=part is not None,
+        borrows=LANGUAGE in inferred.absent,
     ).read()
     claims = documents.claims
     if prefer == "weights" and documents.embedded is not None:
@@ -88,10 +121,11 @@ def resolve(
         claims = [Claims(OVERRIDE, _stated(overrides, inferred.resampler.name)), *claims]
     settling = Settling(keys, inferred, claims, prefer)
     _settle(settling)
+    elsewhere = borrowed(settling, recorded, is_split=location.is_split, path=file)
     if prefer is None:
         settling.conflicts += _other_weights(claims, actual, location.checkpoint.name)
     carried = bool(header.attachments) or location.tokenizer is not None
-    resolution = Resolution(
+    return Resolution(
         location=location,
         header=header,
         keys=keys,
@@ -100,12 +134,48 @@ def resolve(
         sources=FieldMap(settling.sources),
         conflicts=settling.conflicts,
         assumed=_bearing(settling, carries_tokenizer=carried),
-        notes=[*documents.notes, *inferred.notes, *settling.notes, *_differences(settling)],
+        notes=[
+            *location.passed_over,
+            *keys.notes,
+            *notes,
+            *documents.notes,
+            *inferred.notes,
+            *settling.notes,
+            *_differences(settling),
+        ],
         metadata=next((claim.document for claim in claims if claim.document), None),
         embedded=documents.embedded,
+        weights=weights,
+        adapters=part,
+        borrowed=elsewhere,
+        fingerprint=actual,
     )
-    _check_adapters(resolution)
-    return resolution
+
+
+def _read(location: Location, weights: Weights | None) -> Header:
+    """Describe the checkpoint file; of a damaged one, say what else the folder has.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return read_header(location.checkpoint, weights)
+    except CheckpointError as error:
+        others = location.others()
+        if not others:
+            raise
+        raise CheckpointError(
+            f"{error}\nIt was taken because {location.why}, and no other is put in its place by "
+            f"itself; the folder also holds {', '.join(others)}. Name one to take that."
+        ) from error
+
+
+def _given(overrides: Mapping[str, Any] | None, section: str, field: str) -> Any:
+    """Return what the caller states about a field, by its full or short name or in its block."""
+    stated = overrides or {}
+    block = stated.get(section)
+    block = block if isinstance(block, Mapping) else {}
+    return stated.get(f"{section}.{field}", stated.get(field, block.get(field)))
 
 
 def _stated(overrides: Mapping[str, Any], resampler_type: str) -> dict[str, Any]:
@@ -119,6 +189,7 @@ def _stated(overrides: Mapping[str, Any], resampler_type: str) -> dict[str, Any]
 def _settle(settling: Settling) -> None:
     """Decide the type of the resampler, then every field that this type has."""
     _settle_field(settling, TYPE, "mlp")
+    _check_dialect(settling)
     if settling.prefer is None:
         settling.conflicts += _rivals(settling)
     known = defaults(str(settling.values[TYPE]))
@@ -131,6 +202,19 @@ def _settle(settling: Settling) -> None:
     for name in BACKBONES:
         settle_backbone(settling, name)
     settle_image_size(settling)
+
+
+def _check_dialect(settling: Settling) -> None:
+    """Refuse a dialect of the resampler's names that leaves open what nobody states.
+
+    Raises:
+        CheckpointError: a setting must be stated.
+    """
+    dialect = settling.keys.dialect
+    for field, reason in (dialect.undecided if dialect else {}).items():
+        name = f"{RESAMPLER}.{field}"
+        if settling.claim(name) is None:
+            raise CheckpointError(f"{reason}. Say which it was: --set {name}=VALUE.")
 
 
 def _settle_field(settling: Settling, name: str, default: Any) -> None:
@@ -160,8 +244,18 @@ def _settle_default(settling: Settling, name: str, default: Any) -> None:
     closed = next((claim.origin for claim in settling.claims if section in claim.closed), None)
     if closed is not None:
         detail += f"; {closed} says nothing else"
+    if closed is None and name == ALPHA and not _mentions_lora(settling):
+        rank = settling.inferred.fields.get("lora.rank")
+        if rank is not None:
+            default, detail = float(ALPHA_PER_RANK * rank.value), "twice the rank, as is usual"
     certain = closed is not None or (original and name in CERTAIN) or name == LAYOUT
     settling.set(name, default, Source("default", detail), assumed=not certain)
+
+
+def _mentions_lora(settling: Settling) -> bool:
+    """Tell whether a document says anything about adapters, and left out what it does not say."""
+    documents = (claim for claim in settling.claims if claim.origin != OVERRIDE)
+    return any(name.startswith("lora.") for claim in documents for name in claim.values)
 
 
 def _agrees(inferred: Inferred, name: str, claimed: Any, observed: Observed) -> bool:
@@ -246,15 +340,3 @@ def _validated(values: Mapping[str, Any], location: Location) -> Recipe:
             f"{problem['msg']} (got {problem.get('input')!r}). Mend the metadata, or override it "
             f"with --set {where}=VALUE."
         ) from error
-
-
-def _check_adapters(resolution: Resolution) -> None:
-    """Refuse to guess whether adapters in their own folder belong to weights without adapters."""
-    adapters = resolution.location.adapters
-    stated = resolution.sources["lora.use_lora"].kind == "override"
-    if adapters is None or resolution.config.lora.use_lora or stated:
-        return
-    raise CheckpointError(
-        f"{resolution.path} holds no adapters, but {adapters} stands beside it. If they are merged "
-        "into the weights or shall not be used, say so with --set lora.use_lora=false."
-    )

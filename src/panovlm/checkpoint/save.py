@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from panovlm.checkpoint.atomic import atomic_write, write_bytes
+from panovlm.checkpoint.borrow import NOTHING, LeftOut
 from panovlm.checkpoint.locate import SIDECAR, TOKENIZER
 from panovlm.checkpoint.metadata import (
     EMBEDDED,
@@ -33,13 +34,25 @@ def describe_model(
     experiment_name: str = "",
     stage: str = "",
     training: TrainingRecord | None = None,
+    left_out: LeftOut = NOTHING,
 ) -> CheckpointMetadata:
     """Return the complete document about a model as it is now.
 
     What was only assumed when the model was loaded stays assumed, unless it has been trained with
     it since (``training`` is given).
+
+    Args:
+        model: what the document is about.
+        experiment_name: for the record.
+        stage: likewise.
+        training: where in its training the model is.
+        left_out: tensors that the checkpoint will not hold.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if name not in left_out.names
+    }
     files = tokenizer_files(model.tokenizer) if model.tokenizer is not None else {}
     loaded = model.resolution if training is None else None
     return CheckpointMetadata(
@@ -48,6 +61,7 @@ def describe_model(
         fingerprint=fingerprint(shapes),
         recipe=model.config.typed_recipe(),
         assumed=tuple(loaded.assumed) if loaded else (),
+        references=dict(left_out.references),
         tokenizer={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         training=training or TrainingRecord(),
         versions=library_versions(),

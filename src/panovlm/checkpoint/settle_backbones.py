@@ -36,12 +36,17 @@ def settle_backbone(settling: Settling, name: str) -> None:
         # What a caller gives is the backbone's own configuration, as a name would.
         own = source.kind == "override"
         _set_stated(settling, name, claim.values[name], source, own=own)
+        if stated is None and claim.values[name]:
+            label = f"{UNNAMED}{settling.values[name].get('model_type')}"
+            settling.set(BACKBONES[name], label, Source("default", "nothing names it"))
         for full in sorted(claim.assumed):
             if full.startswith(f"{name}."):
                 settling.sources[full] = source
                 settling.assumed.append(full)
     elif stated is not None:
         _settle_named(settling, name, str(stated.values[BACKBONES[name]]))
+    elif name in settling.inferred.absent:
+        settling.set(name, None, Source("default", "no weight of it, and no name"))
     elif name in settling.inferred.unrecognised:
         raise CheckpointError(settling.inferred.unrecognised[name])
     else:
@@ -153,3 +158,5 @@ def _settle_inferred(settling: Settling, name: str) -> None:
             settling.sources[full] = Source("default", "usual value of this family")
             settling.assumed.append(full)
     settling.set(name, config, Source("weights", "shapes of the tensors"))
+    if name in inferred.candidates:
+        settling.notes.append(inferred.candidates[name])

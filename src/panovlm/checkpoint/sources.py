@@ -15,16 +15,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from panovlm.checkpoint import original
+from panovlm.checkpoint.adapter_config import base_model, lora_fields, read_adapter_config
 from panovlm.checkpoint.fields import flatten
 from panovlm.checkpoint.formats import Header
-from panovlm.checkpoint.locate import Location
+from panovlm.checkpoint.locate import ADAPTER_CONFIG, Location
 from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, is_ours, parse, read_json
 from panovlm.config.legacy import original_run_mapping, translate
 from panovlm.config.load import load_mapping
 from panovlm.config.schema import Layout, Recipe
 from panovlm.errors import CheckpointError
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ class DocumentReader:
 
     The sidecar comes first, then the copy inside the file, then the hyper-parameters of the
     original system, then model and adapter configurations beside the file, then the run's
-    ``config.yaml``. Where one of them says everything, ``config.yaml`` is not read.
+    ``config.yaml``. Where one of them says everything, ``config.yaml`` is not read. Adapters that
+    join from a folder are described there before all.
 
     Args:
         location: the checkpoint and its companions.
@@ -73,6 +73,8 @@ class DocumentReader:
         layout: family of checkpoints that it belongs to.
         resampler_type: architecture of the weights, for documents that name none.
         accept: tells whether a document of this format counts (it may belong to other weights).
+        joined: whether the adapters of the folder beside it are put onto the weights.
+        borrows: whether the language model's own weights are elsewhere; the adapters then name it.
     """
 
     def __init__(
@@ -83,12 +85,16 @@ class DocumentReader:
         *,
         resampler_type: str,
         accept: Callable[[CheckpointMetadata], bool],
+        joined: bool = False,
+        borrows: bool = False,
     ) -> None:
         self.location = location
         self.header = header
         self.layout: Layout = layout
         self.resampler_type = resampler_type
         self.accept = accept
+        self.joined = joined
+        self.borrows = borrows
         self.found = Documents()
 
     def read(self) -> Documents:
@@ -98,11 +104,14 @@ class DocumentReader:
             CheckpointError: a document cannot be read.
             ConfigError: ``config.yaml`` cannot be read.
         """
+        if self.joined:  # the adapters' own record is nearer to them than the file's documents
+            self._adapter_config()
         self._sidecar()
         self._embedded()
         self._hyper_parameters()
         complete = self._model_config()
-        self._adapter_config()
+        if not self.joined:
+            self._adapter_config()
         if not complete and not any(claim.document for claim in self.found.claims):
             self._run_config()
         return self.found
@@ -176,11 +185,14 @@ class DocumentReader:
         return False
 
     def _adapter_config(self) -> None:
+        """Add what PEFT recorded beside the adapters."""
         folder = self.location.adapters
-        path = folder / ADAPTER_CONFIG if folder else None
-        if path is not None and path.is_file():
-            raw = _read_object(path)
-            self._add(f"{path.parent.name}/{path.name}", original.from_adapter_config(raw))
+        raw = read_adapter_config(folder) if folder else {}
+        if folder and raw:
+            values = lora_fields(raw)
+            if self.borrows and base_model(raw):
+                values["models.language_model_name"] = base_model(raw)
+            self._add(f"{folder.name}/{ADAPTER_CONFIG}", values)
 
     def _run_config(self) -> None:
         """Add the run's ``config.yaml``."""

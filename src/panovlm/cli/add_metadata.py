@@ -23,6 +23,7 @@ def run(options: argparse.Namespace) -> int:
         options.checkpoint,
         overrides=overrides(options.set),
         prefer=options.prefer,
+        weights=options.weights,
         dry_run=options.dry_run,
     )
     found = repair.resolution

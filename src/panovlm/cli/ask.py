@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from panovlm.checkpoint.describe import remarks
 from panovlm.cli.options import add_device_options, add_loading_options, device, dtype, overrides
 from panovlm.cli.quiet import quiet
 
@@ -33,7 +35,11 @@ def run(options: argparse.Namespace) -> int:
         prefer=options.prefer,
         strict=options.strict,
         overrides=overrides(options.set),
+        weights=options.weights,
     )
+    assert model.resolution is not None
+    for line in remarks(model.resolution):
+        print(line, file=sys.stderr)
     answer = model.answer(
         panorama, options.question, **generation_arguments(model.recipe.generation)
     )

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from panovlm.checkpoint.describe import remarks
 from panovlm.checkpoint.locate import locate
 from panovlm.cli.options import (
     add_device_options,
@@ -81,14 +82,13 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
         prefer=options.prefer,
         strict=options.strict,
         overrides=overrides(options.set),
+        weights=options.weights,
     )
     resolution = model.resolution
     assert resolution is not None
     print(f"checkpoint: {resolution.path} ({resolution.location.why})")
-    for note in resolution.notes:
-        print(f"note: {note}")
-    for name in resolution.assumed:
-        print(f"assumed: {name} = {resolution.value(name)!r}")
+    for line in remarks(resolution):
+        print(line)
     tables, base = _tables(options, settings) or default_tables(model)
     generation = settings.generation if settings else model.recipe.generation
     if options.max_new_tokens is not None:

@@ -21,7 +21,12 @@ def run(options: argparse.Namespace) -> int:
     from panovlm.checkpoint.describe import as_json, as_text
     from panovlm.checkpoint.resolve import resolve
 
-    found = resolve(options.checkpoint, overrides(options.set), prefer=options.prefer)
+    found = resolve(
+        options.checkpoint,
+        overrides(options.set),
+        prefer=options.prefer,
+        weights=options.weights,
+    )
     text = json.dumps(as_json(found), indent=2) if options.json else as_text(found)
     print(text)
     return 1 if found.conflicts or found.keys.unknown else 0

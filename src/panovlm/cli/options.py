@@ -25,6 +25,11 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         choices=("weights", "metadata"),
         help="which side to take where metadata and weights contradict each other",
     )
+    parser.add_argument(
+        "--weights",
+        choices=("model", "ema"),
+        help="which copy to take where a file holds the live weights and their running average",
+    )
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:

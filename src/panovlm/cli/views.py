@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="a setting of image_processing, such as crop_strategy=e2p or image_size=256",
     )
+    parser.add_argument("--weights", choices=("model", "ema"), help="which copy of its weights")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,7 +52,8 @@ def _settings(options: argparse.Namespace):
     if options.checkpoint is not None:
         from panovlm.checkpoint.resolve import resolve
 
-        return resolve(options.checkpoint, given).config.image_processing
+        found = resolve(options.checkpoint, given, weights=options.weights)
+        return found.config.image_processing
     flat = apply_recipe_overrides(given, "mlp")
     values = {name.removeprefix("image_processing."): value for name, value in flat.items()}
     return validate(ImageProcessing, {"image_size": 256, **values}, Lines("--set"))

@@ -8,7 +8,7 @@ No torch is imported here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -404,6 +404,9 @@ class Training(StrictModel):
     """Keep the views of every panorama in memory after the first time."""
     checkpoint_every_n_steps: int = Field(default=500, ge=1)
     """Optimizer steps between two writes of last.ckpt."""
+    save: Literal["all", "trainable"] = "all"
+    """What a checkpoint holds: every weight, or all but the frozen tensors that are still those of
+    the named backbones; these are then kept by name and digest."""
     wandb_project: str | None = None
     """Project to log to with Weights & Biases (to be installed besides); unset: no such log."""
 
@@ -494,6 +497,8 @@ class Paths(StrictModel):
     """Base of relative image paths in tables; empty: the table's own folder."""
     pretrained_dir: str | None = None
     """Checkpoint (file or run folder) that the first stage starts from."""
+    pretrained_weights: Literal["model", "ema"] | None = None
+    """Which copy of its weights, where it holds the live ones and their running average."""
 
 
 class Settings(Recipe):
@@ -520,6 +525,16 @@ class Settings(Recipe):
                 return {**data, "training": {**data["training"], "stage_configs": filled}}
             case _:
                 return data
+
+    @model_validator(mode="after")
+    def _types_are_those_of_the_backbones(self) -> Self:
+        if self.training.save == "trainable" and self.environment.precision == "bf16-true":
+            raise ValueError(
+                "training.save is 'trainable', but environment.precision 'bf16-true' changes the "
+                "type of the backbones, so that they cannot be left to the models they came from; "
+                "set one of the two otherwise"
+            )
+        return self
 
     def recipe(self) -> Recipe:
         """Return the part that travels in a checkpoint, with ``training.system_msg`` settled."""

@@ -369,6 +369,7 @@ class PanoramaVLM(PreTrainedModel):
         prefer: Literal["weights", "metadata"] | None = None,
         strict: bool = False,
         overrides: Mapping[str, Any] | None = None,
+        weights: Literal["model", "ema"] | None = None,
     ) -> Self:
         """Load a checkpoint as the model that was trained, or raise.
 
@@ -379,6 +380,8 @@ class PanoramaVLM(PreTrainedModel):
             prefer: which side to take where metadata and weights contradict each other.
             strict: refuse settings that neither metadata nor weights tell.
             overrides: settings by dotted name, such as ``{"models.overlap_ratio": 0.25}``.
+            weights: which copy to take where a file holds the live weights (``"model"``) and their
+                running average (``"ema"``); such a file is refused without a choice.
 
         Returns:
             The model in evaluation mode, with ``.tokenizer`` and ``.resolution``.
@@ -400,6 +403,7 @@ class PanoramaVLM(PreTrainedModel):
                 prefer=prefer,
                 strict=strict,
                 overrides=overrides,
+                weights=weights,
             ),
         )
 

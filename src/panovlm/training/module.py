@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection
 from typing import Any
 
 import lightning
@@ -10,7 +11,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from panovlm.checkpoint.metadata import CheckpointMetadata
+from panovlm.checkpoint.borrow import put_back
+from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, parse
 from panovlm.checkpoint.save import embedded_entries
 from panovlm.config.schema import StageConfig
 from panovlm.errors import PanoVLMError
@@ -20,6 +22,8 @@ from panovlm.training.losses.vicreg import vicreg_overlap_loss
 from panovlm.training.optimizer import build_optimizer, build_scheduler
 
 Batch = dict[str, Any]
+_PREFIX = "model."
+"""What Lightning puts in front of the names of the model's tensors."""
 
 
 class StageModule(lightning.LightningModule):
@@ -33,6 +37,7 @@ class StageModule(lightning.LightningModule):
             trainer: that would open the training data before a checkpoint is read, and Lightning
             would then begin an interrupted epoch from its first batch.
         describe: returns the checkpoint document for an epoch, a step and a validation loss.
+        left_out: tensors of the model that its checkpoints do not hold.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class StageModule(lightning.LightningModule):
         settings: StageConfig,
         total_steps: int,
         describe: Callable[[int, int, float | None], CheckpointMetadata],
+        left_out: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.model = model
@@ -50,6 +56,7 @@ class StageModule(lightning.LightningModule):
         self.settings = settings
         self.total_steps = total_steps
         self.describe = describe
+        self.left_out = left_out
         self.last_val_loss: float | None = None
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
@@ -119,3 +126,13 @@ class StageModule(lightning.LightningModule):
         """Make the file describe itself."""
         metadata = self.describe(self.current_epoch, self.global_step, self.last_val_loss)
         checkpoint.update(embedded_entries(self.model, metadata))
+        for name in self.left_out:
+            del checkpoint["state_dict"][_PREFIX + name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Complete the weights of a file that left frozen ones out with those of the model."""
+        document = parse(json.loads(checkpoint[EMBEDDED]), "the checkpoint")
+        stored = checkpoint["state_dict"]
+        state = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
+        put_back(self.model, state, document.references)
+        checkpoint["state_dict"] = {_PREFIX + name: tensor for name, tensor in state.items()}

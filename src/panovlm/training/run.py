@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from panovlm.checkpoint.atomic import write_bytes
+from panovlm.checkpoint.borrow import NOTHING, find_left_out
 from panovlm.checkpoint.locate import CONFIG, locate
 from panovlm.config.schema import Settings
 from panovlm.data.module import PanoramaData
@@ -141,10 +142,15 @@ class _Run:
         if upstream is not None:
             self._tell(f"stage {name}: starts from {locate(upstream).checkpoint}")
         model = stage_model(settings, name, self.tables, upstream)
+        for note in model.resolution.notes if model.resolution else ():
+            self._tell(f"stage {name}: {note}")
         data = stage_data(settings, name, model, rows)
         stage = settings.training.stage_configs[name]
         steps = optimizer_steps(name, stage, data, self.processes)
-        describe = describer(model, settings, name, rows, upstream)
+        left_out = find_left_out(model) if settings.training.save == "trainable" else NOTHING
+        for reference in left_out.references.values():
+            self._tell(f"stage {name}: leaves frozen weights to {reference.name}")
+        describe = describer(model, settings, name, rows, upstream, left_out)
         last = folder / LAST if resume and (folder / LAST).is_file() else None
         if last is not None:
             check_unchanged(last, describe(0, 0, None))
@@ -156,7 +162,12 @@ class _Run:
         self.console.print(table(counts(model), f"stage {name}"))
         trainer = stage_trainer(settings, name, folder, rows, self.console, self.processes)
         module = StageModule(
-            model, stage=name, settings=stage, total_steps=steps, describe=describe
+            model,
+            stage=name,
+            settings=stage,
+            total_steps=steps,
+            describe=describe,
+            left_out=left_out.names,
         )
         self._fit(trainer, module, data, last)
         best = BEST if (folder / BEST).exists() else LAST

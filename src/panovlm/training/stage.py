@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
+from panovlm.checkpoint.borrow import NOTHING, LeftOut
 from panovlm.checkpoint.fields import flatten
 from panovlm.checkpoint.load import load_checkpoint
 from panovlm.checkpoint.metadata import CheckpointMetadata, TrainingRecord
@@ -58,7 +59,14 @@ def stage_model(
         model = new_model(settings, (text for part in (tables.texts(), own) for text in part))
     else:
         cpu = torch.device("cpu")
-        model = load_checkpoint(upstream, device=cpu, overrides=_recipe_overrides(settings))
+        paths = settings.paths
+        given = paths.pretrained_dir is not None and upstream == Path(paths.pretrained_dir)
+        model = load_checkpoint(
+            upstream,
+            device=cpu,
+            overrides=_recipe_overrides(settings),
+            weights=paths.pretrained_weights if given else None,
+        )
     lora = stage.lora or (settings.lora if name == "finetune" else None)
     if lora is not None and lora.use_lora and not model.recipe.lora.use_lora:
         model.add_adapters(lora)
@@ -182,7 +190,12 @@ def stage_trainer(
 
 
 def describer(
-    model: PanoramaVLM, settings: Settings, name: str, rows: StageTables, upstream: Path | None
+    model: PanoramaVLM,
+    settings: Settings,
+    name: str,
+    rows: StageTables,
+    upstream: Path | None,
+    left_out: LeftOut = NOTHING,
 ) -> Callable[[int, int, float | None], CheckpointMetadata]:
     """Return the function that describes a checkpoint of a stage."""
     stage = settings.training.stage_configs[name]
@@ -208,6 +221,7 @@ def describer(
                 data=data,
                 upstream_checkpoint=str(upstream) if upstream else None,
             ),
+            left_out=left_out,
         )
 
     return describe

@@ -290,7 +290,7 @@ def test_tensor_with_attributes_and_large_memo(tmp_path):
         {"module": {"w": torch.ones(2)}},
         {"weights": {"w": torch.ones(2)}},
         {"model": {"w": torch.ones(2)}, "optimizer": {"state": {0: {"m": torch.ones(2)}}}},
-        {"state_dict": {"w": torch.ones(2)}, "ema": {"w": torch.zeros(2)}},
+        {"state_dict": {"w": torch.ones(2)}, "other": {"w": torch.zeros(2)}},
         {"state_dict": ForeignDict(w=torch.ones(2))},
         {"state_dict": {}, "model": {"w": torch.ones(2)}},
     ],
@@ -305,7 +305,7 @@ def test_weights_are_found(tmp_path, saved):
 @pytest.mark.parametrize(
     ("saved", "words"),
     [
-        ({"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(2)}}, ["'model', 'ema'"]),
+        ({"model": {"w": torch.ones(2)}, "net": {"w": torch.ones(2)}}, ["'model', 'net'"]),
         ({"w": torch.ones(2), "model": {"w": torch.ones(2)}}, ["'model'", "top level"]),
         ({"epoch": 3, "loops": {}}, ["no weights", "'epoch', 'loops'"]),
         ({}, ["no weights"]),

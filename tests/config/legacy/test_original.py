@@ -85,6 +85,7 @@ DOCUMENTED_PRESETS = {
         "expand": 1.75,
         "dropout": 0.05,
         "norm_first": True,
+        "directions": "mean",  # no setting there; its blocks compute 0.5 * (forward + backward)
     },
     "qformer": {
         "num_query_tokens": 64,

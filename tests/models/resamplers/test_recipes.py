@@ -33,6 +33,7 @@ VARIANTS: dict[str, st.SearchStrategy[dict[str, object]]] = {
             "d_state": st.integers(1, 20),
             "d_conv": st.integers(1, 5),
             "norm_first": st.booleans(),
+            "directions": st.sampled_from(["mean", "sum"]),
             "dropout": rates,
         }
     ),
@@ -45,7 +46,7 @@ VARIANTS: dict[str, st.SearchStrategy[dict[str, object]]] = {
         }
     ),
 }
-CHANGED = {"norm_first": False, "dropout": 0.77, "num_attention_heads": 2}
+CHANGED = {"norm_first": False, "directions": "sum", "dropout": 0.77, "num_attention_heads": 2}
 """Another value of every field that shapes do not show."""
 
 

@@ -18,8 +18,9 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from panovlm.checkpoint.shapes import Shapes
+from panovlm.checkpoint.shapes import Observed, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
+from panovlm.models.vision.released import published
 from panovlm.models.vision.towers import FAMILIES, current_names, infer_tower
 
 PREFIX = "vision_backbone.encoder."
@@ -288,3 +289,21 @@ def test_grid_that_is_no_square():
     }
     with pytest.raises(CheckpointError, match="form no square"):
         infer(shapes)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "name"),
+    [
+        ("siglip_vision_model", (1152, 27, 4304, 14), "SigLIP/SigLIP 2 So400m, patches of 14"),
+        ("siglip_vision_model", (768, 12, 3072, 16), "SigLIP/SigLIP 2 base, patches of 16"),
+        ("clip_vision_model", (1024, 24, 4096, 14), "CLIP ViT-L, patches of 14"),
+        ("dinov2", (1024, 24, None, 14), "DINOv2 large, patches of 14"),
+        ("siglip_vision_model", (768, 12, 3073, 16), None),
+        ("siglip_vision_model", (768, 11, 3072, 16), None),
+        ("clip_vision_model", (1024, 24, 4096, 15), None),
+    ],
+)
+def test_published_towers_are_named_by_their_sizes(family, fields, name) -> None:
+    keys = ("hidden_size", "num_hidden_layers", "intermediate_size", "patch_size")
+    seen = {k: Observed(v, "") for k, v in zip(keys, fields, strict=True) if v is not None}
+    assert published(family, seen) == (() if name is None else (name,))

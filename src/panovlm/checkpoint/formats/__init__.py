@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from panovlm.checkpoint.averages import Weights, choose
 from panovlm.checkpoint.formats import safetensors, sharded, torchzip, ziparchive
 from panovlm.checkpoint.formats.header import ATTACHMENTS, Contents, Header, TensorInfo
 from panovlm.checkpoint.formats.lookalike import describe_file
@@ -27,6 +28,7 @@ __all__ = [
     "ATTACHMENTS",
     "Header",
     "TensorInfo",
+    "fault_of",
     "load_tensors",
     "read_attachments",
     "read_header",
@@ -47,11 +49,13 @@ class _Reader(Protocol):
         ...
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(path: str | Path, weights: Weights | None = None) -> Header:
     """Describe a checkpoint without reading its tensors.
 
     Args:
         path: a checkpoint file, or the ``*.index.json`` of a sharded one.
+        weights: which entry is meant where a file has the live weights in one and their running
+            average in another.
 
     Returns:
         Names, shapes, dtypes and everything else that the file says about itself.
@@ -63,12 +67,28 @@ def read_header(path: str | Path) -> Header:
     path = Path(path)
     with Source(path) as source:
         if not _is_index(source):
-            return _reader(source).read(source).header
+            return _contents(source, weights).header
         index = sharded.read_index(source)
     return sharded.merge_headers(index, [_read_shard(shard) for shard in index.shards])
 
 
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
+def fault_of(path: str | Path) -> str | None:
+    """Say why a file is no complete checkpoint, or return ``None``: it is one.
+
+    Its headers are read; which of two copies of the weights is meant does not matter.
+    """
+    try:
+        with Source(Path(path)) as source:
+            if _is_index(source):
+                sharded.read_index(source)
+            else:
+                _reader(source).read(source)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def load_tensors(path: str | Path, weights: Weights | None = None) -> dict[str, Tensor]:
     """Map the weights of a checkpoint into memory.
 
     Pages are read from the disk when they are touched, and writing to a tensor never changes the
@@ -77,6 +97,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: as for :func:`read_header`.
+        weights: likewise.
 
     Returns:
         CPU tensors without gradient, under the names of ``read_header(path).tensors``. Tied
@@ -90,18 +111,19 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in _files(Path(path)):
         with Source(file) as source:
-            reader = _reader(source)
-            tensors |= bind(source, reader.read(source).tensors, reader.data_start)
+            placed = _contents(source, weights).tensors
+            tensors |= bind(source, placed, _reader(source).data_start)
     return tensors
 
 
-def read_attachments(path: str | Path) -> dict[str, bytes]:
+def read_attachments(path: str | Path, weights: Weights | None = None) -> dict[str, bytes]:
     """Return the files embedded in a checkpoint (the tokenizer), by relative name.
 
     No torch is needed. The result is empty for a checkpoint without attachments.
 
     Args:
         path: as for :func:`read_header`.
+        weights: likewise.
 
     Raises:
         CheckpointError: as :func:`read_header`, or the files exceed 512 MiB together.
@@ -111,7 +133,7 @@ def read_attachments(path: str | Path) -> dict[str, bytes]:
     for file in _files(Path(path)):
         with Source(file) as source:
             reader = _reader(source)
-            for name, placed in reader.read(source).attachments.items():
+            for name, placed in _contents(source, weights).attachments.items():
                 length = placed.info.shape[0]
                 total += length
                 if total > _MAX_ATTACHMENTS:
@@ -136,6 +158,17 @@ def _files(path: Path) -> tuple[Path, ...]:
 def _read_shard(path: Path) -> Header:
     with Source(path) as source:
         return _reader(source).read(source).header
+
+
+def _contents(source: Source, weights: Weights | None) -> Contents:
+    """Describe one file, or that copy of its weights which is meant."""
+    found = _reader(source).read(source)
+    average = found if found.header.averaged else found.average
+    if average is None:
+        return found
+    live = "" if average is found else repr(found.header.entry)
+    meant = choose(weights, live, repr(average.header.entry), str(source.path))
+    return average if meant == "ema" else found
 
 
 def _is_index(source: Source) -> bool:

@@ -66,6 +66,8 @@ class Header:
         attachments: embedded files (the tokenizer), by relative name; see ``read_attachments``.
         skipped: top-level entries that belong to a training run and are not in ``extras``:
             optimizer states, schedulers, callbacks, loops.
+        entry: the part of the file that holds these weights; empty where it has but one.
+        averaged: whether that part holds a running average of the weights.
     """
 
     path: Path
@@ -74,6 +76,8 @@ class Header:
     extras: Mapping[str, Any]
     attachments: Mapping[str, TensorInfo] = field(default_factory=dict[str, TensorInfo])
     skipped: tuple[str, ...] = ()
+    entry: str = ""
+    averaged: bool = False
 
 
 class Placement(NamedTuple):
@@ -97,11 +101,15 @@ class Placement(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """A header together with the place of every tensor in the file."""
+    """A header together with the place of every tensor in the file.
+
+    ``average`` describes the running average of the weights that the file holds besides.
+    """
 
     header: Header
     tensors: Mapping[str, Placement]
     attachments: Mapping[str, Placement]
+    average: Contents | None = None
 
 
 def contents(
@@ -112,6 +120,7 @@ def contents(
     attachments: Mapping[str, Placement],
     extras: Mapping[str, Any],
     skipped: tuple[str, ...] = (),
+    entry: str = "",
 ) -> Contents:
     """Assemble a :class:`Contents`, taking the header's shapes from the placements."""
     header = Header(
@@ -121,6 +130,7 @@ def contents(
         extras=extras,
         attachments={name: placed.info for name, placed in attachments.items()},
         skipped=skipped,
+        entry=entry,
     )
     return Contents(header, tensors, attachments)
 

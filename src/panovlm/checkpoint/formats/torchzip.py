@@ -10,16 +10,19 @@ Which part of the saved object holds the weights has exactly one answer, or is a
 2. else the only top-level entry that maps names to tensors (``model``, ``module``, ...), or the
    saved object itself if it maps names to tensors and has no such entry.
 
-Entries that belong to a training run (optimizer states, ...) are no candidates. Values of the
-state dict that are no tensors stay in ``extras`` under the name of that entry.
+Entries that belong to a training run (optimizer states, ...) are no candidates. An entry that holds
+a running average of the weights is described apart, as ``Contents.average``. Values of the state
+dict that are no tensors stay in ``extras`` under the name of that entry.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from panovlm.checkpoint.averages import COUNTERS, entry_is_averaged
 from panovlm.checkpoint.formats.header import (
     ATTACHMENTS,
     ITEMSIZE,
@@ -41,6 +44,7 @@ _TRAINING = (
     "lr_schedulers",
     "callbacks",
     "loops",
+    "averaging_state",
     "optimizer",
     "optimizer_state_dict",
 )
@@ -140,9 +144,27 @@ class _Describer:
                 f"{self.source.path} holds {_kind(saved)}; a mapping of names to tensors was "
                 "expected. Save the state dict: torch.save(model.state_dict(), PATH)."
             )
-        place, weights = self.weights(entries)
-        inside = weights is not entries
+        averages = {
+            name: mapping
+            for name, value in entries.items()
+            if entry_is_averaged(str(name), entries)
+            and (mapping := _mapping(value)) is not None
+            and _holds_tensors({n: v for n, v in mapping.items() if n not in COUNTERS})
+        }
+        live = {name: value for name, value in entries.items() if name not in averages}
+        if not averages:
+            return self.reading(entries, *self.weights(entries))
+        name, mapping = self.weights(averages)
+        average = self.reading(entries, name, mapping)
+        average = replace(average, header=replace(average.header, averaged=True))
+        if not any(_holds_tensors(m) for m in map(_mapping, (live, *live.values())) if m):
+            return average
+        return replace(self.reading(live, *self.weights(live)), average=average)
+
+    def reading(self, entries: dict[Any, Any], place: str, weights: dict[Any, Any]) -> Contents:
+        """Describe the file, taking ``weights`` (the entry ``place``) for its weights."""
         rest: dict[Any, Any] = {n: v for n, v in weights.items() if type(v) is not StoredTensor}
+        inside = weights is not entries
         if inside:
             rest = {place: rest} if rest else {}
             rest |= {n: v for n, v in entries.items() if n != place}
@@ -163,6 +185,7 @@ class _Describer:
                 if name not in skipped
             },
             skipped=skipped,
+            entry=place,
         )
 
     def weights(self, entries: dict[Any, Any]) -> tuple[str, dict[Any, Any]]:

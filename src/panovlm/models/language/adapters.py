@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Literal
 
 from panovlm.checkpoint.shapes import Observations, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
 
+ADAPTER = "default"
+"""Name that PEFT gives an adapter for which none is chosen, as is done here."""
 _WRAPPER = "base_model.model."
 _MATRIX = re.compile(r"(?P<module>.+)\.(?P<part>lora_[AB])(\.(?P<adapter>[^.]+))?\.weight")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -49,6 +52,33 @@ def strip_lora_name(name: str) -> LoRAName:
     if len(parts) > 2 and parts[-2] == "base_layer":
         return LoRAName(".".join([*parts[:-2], parts[-1]]), "base_layer")
     return LoRAName(plain, "plain")
+
+
+def built_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the name that each tensor has in the model that is built for it.
+
+    Where there are adapters, these are PEFT's names with its adapter ``default``; files differ in
+    the adapter's name, in the wrapper in front, and in whether adapted layers are marked. Without
+    adapters only PEFT's wrapper in front goes; a layer that is marked as adapted stays so, and then
+    has no place in the model.
+
+    Args:
+        names: every name below ``language_model.``, those of adapter files among them.
+    """
+    found = {name: strip_lora_name(name) for name in names}
+    adapted = {part.module for part in found.values() if part.part in ("lora_A", "lora_B")}
+    if not adapted:
+        return {name: name if p.part == "base_layer" else p.name for name, p in found.items()}
+    return {name: _WRAPPER + _in_peft(part, adapted) for name, part in found.items()}
+
+
+def _in_peft(name: LoRAName, adapted: Set[str]) -> str:
+    """Return PEFT's name of a tensor, without the wrapper."""
+    if name.part in ("lora_A", "lora_B"):
+        return f"{name.module}.{name.part}.{ADAPTER}.weight"
+    module, _, leaf = name.name.rpartition(".")
+    layer = f"{module}.base_layer" if module in adapted else module
+    return f"{layer}.{leaf}" if layer else leaf
 
 
 def infer_lora(shapes: Shapes) -> Observations | None:

@@ -1,7 +1,7 @@
 """What the names and shapes of a language model's weights tell about it and its adapters.
 
-The families Qwen2, Qwen3 and Llama share one layout and differ in the biases and norms of their
-attention. No torch is needed here.
+The families Qwen2, Qwen3, Llama and Gemma share one layout and differ in biases and norms. No torch
+is needed here.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _COMMON = frozenset(
     }
 )
 _ATTENTION_BIAS = frozenset(f"self_attn.{part}_proj.bias" for part in "qkvo")
+_QUERY_NORM = frozenset({"self_attn.q_norm.weight", "self_attn.k_norm.weight"})
+_SANDWICH = frozenset({"pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"})
+"""Norms around the MLP that Gemma has from its second version on."""
 _MLP_BIAS = frozenset(f"mlp.{part}_proj.bias" for part in ("gate", "up", "down"))
 
 
@@ -71,11 +74,13 @@ FAMILIES = (
     ),
     Family(
         "qwen3",
-        own=frozenset({"self_attn.q_norm.weight", "self_attn.k_norm.weight"}),
+        own=_QUERY_NORM,
         options=(("attention_bias", _ATTENTION_BIAS),),
         certain=True,
     ),
-    # Mistral, Gemma, Granite and SmolLM3 have the names of Llama.
+    Family("gemma2", own=_SANDWICH, options=(), certain=True),
+    Family("gemma3_text", own=_SANDWICH | _QUERY_NORM, options=(), certain=True),
+    # Mistral, the first Gemma, Granite and SmolLM3 have the names of Llama.
     Family(
         "llama",
         own=frozenset(),
@@ -91,13 +96,15 @@ class LanguageInference:
     """What the weights of a language model tell about its configuration."""
 
     family: str
-    """``qwen2``, ``qwen3`` or ``llama``."""
+    """One of :data:`FAMILIES`."""
     observed: Observations
     """Configuration fields that the shapes show."""
     assumed: dict[str, Any]
     """Fields that they do not show, see :func:`~panovlm.models.language.released.assume`."""
-    released: str | None
-    """The released model whose sizes these are and whose fields are assumed, if there is one."""
+    candidates: tuple[str, ...]
+    """Released models that have these sizes; the fields of the first one are assumed."""
+    disputed: tuple[str, ...]
+    """Assumed fields in which the candidates differ."""
 
     def config(self) -> dict[str, Any]:
         """Return the whole configuration, as ``AutoConfig.for_model(**config)`` takes it."""
@@ -108,8 +115,8 @@ def infer_language(shapes: Shapes) -> LanguageInference:
     """Read the configuration of a language model off its weights.
 
     Observed are ``vocab_size``, ``hidden_size``, ``intermediate_size``, ``num_hidden_layers`` and
-    the bias switches; ``model_type``, except for Llama, whose names other families share; for
-    Qwen3, whose query norm is as wide as a head, also ``head_dim`` and both head counts;
+    the bias switches; ``model_type``, except for Llama, whose names other families share; where
+    there is a query norm, which is as wide as a head, also ``head_dim`` and both head counts;
     ``tie_word_embeddings`` where there is no ``lm_head``. A stored ``lm_head`` may repeat a tied
     table, so it is assumed to be a layer of its own, which computes the same in either case.
 
@@ -133,7 +140,7 @@ def infer_language(shapes: Shapes) -> LanguageInference:
     observed.add("num_hidden_layers", shapes.count("model.layers"))
     for field, group in family.options:
         observed.add(field, shapes.has(_FIRST + min(group)))
-    if family.model_type == "qwen3":
+    if family.own >= _QUERY_NORM:
         _observe_heads(shapes, observed)
     if not shapes.has("lm_head.weight"):
         observed.add("tie_word_embeddings", True)
@@ -147,10 +154,11 @@ def infer_language(shapes: Shapes) -> LanguageInference:
         query_rows=shapes.dim(f"{_FIRST}self_attn.q_proj.weight", 0),
         key_rows=shapes.dim(f"{_FIRST}self_attn.k_proj.weight", 0),
     )
-    released, guesses = assume(sizes)
-    guesses = {"model_type": family.model_type, "tie_word_embeddings": False, **guesses}
+    guess = assume(sizes)
+    guesses = {"model_type": family.model_type, "tie_word_embeddings": False, **guess.fields}
     assumed = {field: value for field, value in guesses.items() if field not in observed}
-    inference = LanguageInference(family.model_type, observed, assumed, released)
+    disputed = tuple(field for field in guess.disputed if field in assumed)
+    inference = LanguageInference(family.model_type, observed, assumed, guess.candidates, disputed)
     _check(shapes, sizes, inference.config())
     return inference
 
@@ -205,7 +213,7 @@ def _check(shapes: Shapes, sizes: Sizes, config: dict[str, Any]) -> None:
     expected: dict[str, tuple[int, ...]] = {f"{n}.weight": s for n, s in linears.items()}
     expected |= {f"{name}.bias": shape[:1] for name, shape in linears.items()}
     expected |= {f"self_attn.{part}_norm.weight": (config["head_dim"],) for part in "qk"}
-    expected |= {name: (D,) for name in _COMMON if name.endswith("layernorm.weight")}
+    expected |= {n: (D,) for n in _COMMON | _SANDWICH if n.endswith("layernorm.weight")}
 
     first = {name.removeprefix(_FIRST) for name in shapes if name.startswith(_FIRST)}
     for index in range(sizes.num_hidden_layers):

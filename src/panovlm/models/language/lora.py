@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from panovlm.config.schema import LoRASettings
 from panovlm.errors import ConfigError
+from panovlm.models.language.adapters import ADAPTER
 
 
 def attach_lora(language_model: PreTrainedModel, settings: LoRASettings) -> PeftModel:
@@ -55,6 +57,28 @@ def attach_lora(language_model: PreTrainedModel, settings: LoRASettings) -> Peft
         task_type="CAUSAL_LM",
     )
     return cast("PeftModel", get_peft_model(language_model, config))
+
+
+def adapter_effect(model: nn.Module) -> float | None:
+    """Return the largest change of a weight by the first adapter that was trained.
+
+    Returns:
+        The largest absolute entry of ``alpha / rank * B A``, or ``None`` where every B is zero:
+        the adapters are as :func:`attach_lora` makes them and have no effect.
+    """
+    trained = False
+    largest = 0.0
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            down = cast("nn.Linear", layer.lora_A[ADAPTER]).weight.detach().float()
+            up = cast("nn.Linear", layer.lora_B[ADAPTER]).weight.detach().float()
+            if bool(up.any()):
+                trained = True
+                change = layer.scaling[ADAPTER] * (up @ down)
+                largest = float(change.abs().max())
+                if largest > 0:
+                    return largest
+    return largest if trained else None
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from panovlm.checkpoint.shapes import Observations, Shapes
@@ -12,6 +14,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 Observability = Literal["observable", "constrained", "unobservable"]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How another implementation names the tensors of an architecture."""
+
+    name: str
+    names: Mapping[str, tuple[str, ...]]
+    """Its name of a tensor → names in the network, of those that differ; several names where one
+    tensor serves several places."""
+    undecided: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Settings that must be stated for it, since it knows several values and shows none; each with
+    the reason."""
+    note: str = ""
+    """What the reader should know."""
 
 
 class ResamplerSettings(StrictModel):
@@ -47,6 +64,20 @@ class ResamplerRecipe(ABC):
         """Return why ``shapes`` is not of this architecture (empty: it is)."""
         absent = [f"{name} is absent" for name in self.has if name not in shapes]
         return absent + [f"{name} is present" for name in self.lacks if name in shapes]
+
+    def dialect(self, names: Sequence[str]) -> Dialect | None:
+        """Recognise the names that another implementation gives the tensors of this architecture.
+
+        It is asked where no architecture claims the names as they are. Architectures that have
+        other spellings override this.
+
+        Args:
+            names: names below the resampler.
+
+        Raises:
+            CheckpointError: the other implementation computes what this one cannot.
+        """
+        return None
 
     @abstractmethod
     def infer(self, shapes: Shapes) -> Observations:

@@ -15,6 +15,7 @@ from typing import Any
 
 from panovlm.checkpoint.shapes import Observations, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
+from panovlm.models.vision.released import published
 
 _DINOV2_ATTENTION = re.compile(
     r"^(encoder\.layer\.\d+\.attention)\.(attention\.query|attention\.key|attention\.value|"
@@ -61,6 +62,8 @@ class TowerInference:
     of 14 pixels); a recorded size with the same grid is no contradiction."""
     assumed: dict[str, Any]
     """Fields that no shape gives, with the value of the family's published models."""
+    candidates: tuple[str, ...]
+    """Published towers that have these sizes."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ def infer_tower(shapes: Shapes) -> TowerInference:
     family = matches[0]
     seen = Observations(shapes)
     family.read(shapes, seen)
-    return TowerInference(family.model_type, seen, family.assume(seen["hidden_size"].value))
+    assumed = family.assume(seen["hidden_size"].value)
+    return TowerInference(family.model_type, seen, assumed, published(family.model_type, seen))
 
 
 def _grid(shapes: Shapes, positions: int, name: str) -> int:

@@ -32,11 +32,12 @@ class BiMambaResampler(nn.Module):
 
 
 class BiMambaBlock(nn.Module):
-    """Mean of a forward and a backward mixer, with residual and LayerNorm."""
+    """A forward and a backward mixer side by side, with residual and LayerNorm."""
 
     def __init__(self, settings: BiMambaSettings) -> None:
         super().__init__()
         self.norm_first = settings.norm_first
+        self.scale = 0.5 if settings.directions == "mean" else 1.0
         self.norm = nn.LayerNorm(settings.hidden_dim)
         self.forward_block = _mixer(settings)
         self.backward_block = _mixer(settings)
@@ -46,7 +47,7 @@ class BiMambaBlock(nn.Module):
         """Mix the tokens of ``x`` ``[B·V, S, H]``."""
         y = self.norm(x) if self.norm_first else x
         backward = self.backward_block(y.flip(1)).flip(1)
-        mixed = x + self.dropout(0.5 * (self.forward_block(y) + backward))
+        mixed = x + self.dropout(self.scale * (self.forward_block(y) + backward))
         return mixed if self.norm_first else self.norm(mixed)
 
 

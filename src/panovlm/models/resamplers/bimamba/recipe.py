@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from panovlm.checkpoint.shapes import Observations, Shapes
 from panovlm.errors import ContradictionError
-from panovlm.models.resamplers.recipe import Observability, ResamplerRecipe, ResamplerSettings
+from panovlm.models.resamplers.bimamba.dialects import dialect
+from panovlm.models.resamplers.recipe import (
+    Dialect,
+    Observability,
+    ResamplerRecipe,
+    ResamplerSettings,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +47,8 @@ class BiMambaSettings(ResamplerSettings):
     """Taps K of the causal depthwise convolution."""
     norm_first: bool = True
     """LayerNorm before the mixers (true) or on the sum after them (false)."""
+    directions: Literal["mean", "sum"] = "mean"
+    """How the outputs of the two mixers join; Vision Mamba has both."""
     dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout on the mixers' output; training only."""
 
@@ -67,7 +76,7 @@ class BiMambaRecipe(ResamplerRecipe):
         "final_norm.weight",
         "output_proj.weight",
     )
-    lacks = ("mlp.0.weight", "query")
+    lacks = ("mlp.0.weight", "query", "blocks.0.forward_block.dt_bias")
     observability: ClassVar[dict[str, Observability]] = {
         "hidden_dim": "observable",
         "depth": "observable",
@@ -75,8 +84,13 @@ class BiMambaRecipe(ResamplerRecipe):
         "d_state": "observable",
         "d_conv": "observable",
         "norm_first": "unobservable",
+        "directions": "unobservable",
         "dropout": "unobservable",
     }
+
+    def dialect(self, names: Sequence[str]) -> Dialect | None:
+        """See :meth:`ResamplerRecipe.dialect`."""
+        return dialect(names)
 
     def infer(self, shapes: Shapes) -> Observations:
         """See :meth:`ResamplerRecipe.infer`."""

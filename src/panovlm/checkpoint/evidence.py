@@ -1,0 +1,104 @@
+"""Whether adapters are merged into weights, told by comparing these with the model they adapt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from panovlm.checkpoint.backbones import named_file
+from panovlm.checkpoint.formats import load_tensors
+from panovlm.checkpoint.keys import LANGUAGE_MODEL, KeyMap
+from panovlm.checkpoint.locate import WHOLE_MODELS
+from panovlm.models.language.adapters import strip_lora_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from panovlm.checkpoint.adapters import Part
+
+COMPARED = 6
+"""Adapted layers that are compared: those with the largest change. Merging changes all of them."""
+
+
+class Verdict(Enum):
+    """What the weights tell about adapters beside them."""
+
+    FRESH = "their B is zero everywhere"
+    APART = "the weights are those of the model that was adapted"
+    MERGED = "merged"
+    UNDECIDED = "undecided"
+
+
+class _Change(NamedTuple):
+    """The two matrices of an adapted layer."""
+
+    down: Tensor
+    up: Tensor
+
+    def times(self, scale: float) -> Tensor:
+        return scale * (self.up.float() @ self.down.float())
+
+
+def compare(
+    keys: KeyMap, weights: Callable[[], Mapping[str, Tensor]], part: Part, scale: float, base: str
+) -> Verdict:
+    """Compare the weights under adapters with the model that these were made for.
+
+    Only the layers with the largest changes are read.
+
+    Args:
+        keys: names of the checkpoint.
+        weights: maps its tensors.
+        part: the adapters.
+        scale: alpha / rank of the adapters.
+        base: folder or hub id of the model; only files on this machine are looked at.
+    """
+    changes = _changes(part)
+    if not any(bool(change.up.any()) for change in changes.values()):
+        return Verdict.FRESH
+    files = [found for name in WHOLE_MODELS if (found := named_file(base, name)) is not None]
+    if not files:
+        return Verdict.UNDECIDED
+    before, now = load_tensors(files[0]), weights()
+    largest = sorted(changes, key=lambda name: -float(changes[name].up.float().norm()))[:COMPARED]
+    verdicts: set[Verdict] = set()
+    for name in largest:
+        stored, original = keys.files.get(LANGUAGE_MODEL + name), before.get(name)
+        if stored is None or original is None or original.shape != now[stored].shape:
+            return Verdict.UNDECIDED
+        verdicts.add(_verdict(now[stored], original, changes[name].times(scale)))
+    return verdicts.pop() if len(verdicts) == 1 else Verdict.UNDECIDED
+
+
+def _changes(part: Part) -> dict[str, _Change]:
+    """Return the adapter's matrices by the name of the weight that they change."""
+    tensors = load_tensors(part.path)
+    pairs: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for stored in part.names.values():
+        name = strip_lora_name(stored)
+        if name.part in ("lora_A", "lora_B"):
+            pairs[f"{name.module}.weight"][name.part] = tensors[stored]
+    return {
+        name: _Change(pair["lora_A"], pair["lora_B"])
+        for name, pair in pairs.items()
+        if len(pair) == 2
+    }
+
+
+def _verdict(now: Tensor, before: Tensor, change: Tensor) -> Verdict:
+    """Tell whether a weight is the one before the change, the one after, or neither.
+
+    The one before must be met bit by bit. The one after was rounded where it was computed, in the
+    coarser of the two types.
+    """
+    import torch
+
+    if torch.equal(now, before.to(now.dtype)):
+        return Verdict.APART
+    rounding = max(torch.finfo(kind).eps for kind in (now.dtype, before.dtype))
+    merged = before.float() + change
+    tolerance = 2 * rounding * (before.float().abs() + change.abs())
+    close = (now.float() - merged).abs() <= tolerance
+    return Verdict.MERGED if bool(close.all()) else Verdict.UNDECIDED
