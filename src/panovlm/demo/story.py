@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -73,7 +74,11 @@ def tell(folder: Path, overrides: Sequence[str]) -> int:
 def _places(folder: Path) -> list[str]:
     """Return the overrides that put everything below one folder."""
     scenes = folder / "scenes"
+    alike, train = json.dumps(str(scenes / "alike.csv")), json.dumps(str(scenes / "train.csv"))
+    stages = "training.stage_configs"
     return [
+        f"{stages}.vision.data.csv_train={alike}",
+        f"{stages}.resampler.data.csv_train=[{alike}, {train}]",
         f"data.synthetic.root={scenes}",
         f"data.csv_train={scenes / 'train.csv'}",
         f"data.csv_val={scenes / 'val.csv'}",
