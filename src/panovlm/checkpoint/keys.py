@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from panovlm.checkpoint.shapes import Shapes
 from panovlm.config.schema import Layout
@@ -58,6 +59,8 @@ class KeyMap:
         unknown: names in the file that belong to no component.
         layout: which family of checkpoints the file belongs to.
         prefixes: wrappers that were removed, for the report.
+        parts: model name → (number, count): it is only that one of equal parts, cut along the
+            first axis, of the tensor in the file.
     """
 
     files: Mapping[str, str]
@@ -66,10 +69,31 @@ class KeyMap:
     unknown: tuple[str, ...]
     layout: Layout
     prefixes: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
         """Return the shapes of a file under the model's names."""
-        return Shapes({name: shapes[stored] for name, stored in self.files.items()})
+        return Shapes({name: self._shape(name, shapes[file]) for name, file in self.files.items()})
+
+    def take(self, name: str, tensors: Mapping[str, Any]) -> Any:
+        """Return a tensor of the model out of those of the file."""
+        stored = tensors[self.files[name]]
+        if name not in self.parts:
+            return stored
+        number, count = self.parts[name]
+        # A copy, so that the parts do not share their memory.
+        return stored.chunk(count)[number].clone()
+
+    def _shape(self, name: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+        if name not in self.parts:
+            return stored
+        count = self.parts[name][1]
+        if not stored or stored[0] % count:
+            raise ContradictionError(
+                f"{self.files[name]} has shape {list(stored)}; {count} equal parts along its first "
+                "axis were expected. The checkpoint is damaged."
+            )
+        return stored[0] // count, *stored[1:]
 
 
 @dataclass
@@ -142,13 +166,15 @@ def map_keys(shapes: Mapping[str, tuple[int, ...]]) -> KeyMap:
             f"{_heads(shapes)}, expected one of {', '.join(COMPONENTS)} (wrappers such as model. "
             "or module. are removed). This is a checkpoint of something else."
         )
+    files, parts = _with_current_tower_names(found.files)
     return KeyMap(
-        files=_with_current_tower_names(found.files),
+        files=files,
         aliases={name: tuple(stored) for name, stored in found.aliases.items()},
         ignored=found.ignored,
         unknown=tuple(found.unknown),
         layout="panovlm-1" if "layout" in found.files else "original",
         prefixes=tuple(sorted(found.prefixes)),
+        parts=parts,
     )
 
 
@@ -167,10 +193,7 @@ def _place(
         return
     other_is_alias = canonical(unwrap(other)[0])[1]
     if is_alias == other_is_alias:
-        raise CheckpointError(
-            f"two tensors claim {name}: {other} and {stored}. The file holds two models; extract "
-            "the one you want into a file of its own."
-        )
+        raise _claimed_twice(name, other, stored)
     if shapes[other] != shapes[stored]:
         raise ContradictionError(
             f"{other} {list(shapes[other])} and {stored} {list(shapes[stored])} are two names of "
@@ -181,16 +204,37 @@ def _place(
     found.aliases.setdefault(name, []).append(second)
 
 
-def _with_current_tower_names(files: Mapping[str, str]) -> dict[str, str]:
-    """Rename tower tensors of older transformers versions to today's names."""
-    inside = [name.removeprefix(ENCODER) for name in files if name.startswith(ENCODER)]
-    renamed = current_names(inside)
+def _with_current_tower_names(
+    files: Mapping[str, str],
+) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
+    """Give tower tensors of older transformers versions today's names.
+
+    Returns:
+        Model name → name in the file, and the parts of tensors that are cut today.
+
+    Raises:
+        CheckpointError: a tensor is there under its name of then and of today.
+    """
     result: dict[str, str] = {}
+    parts: dict[str, tuple[int, int]] = {}
     for name, stored in files.items():
+        todays = (name,)
         if name.startswith(ENCODER):
-            name = ENCODER + renamed[name.removeprefix(ENCODER)]
-        result[name] = stored
-    return result
+            todays = tuple(ENCODER + new for new in current_names(name.removeprefix(ENCODER)))
+        for number, today in enumerate(todays):
+            if today in result:
+                raise _claimed_twice(today, result[today], stored)
+            result[today] = stored
+            if len(todays) > 1:
+                parts[today] = (number, len(todays))
+    return result, parts
+
+
+def _claimed_twice(name: str, one: str, other: str) -> CheckpointError:
+    return CheckpointError(
+        f"two tensors claim {name}: {one} and {other}. The file holds two models; extract the one "
+        "you want into a file of its own."
+    )
 
 
 def _heads(names: Iterable[str]) -> str:

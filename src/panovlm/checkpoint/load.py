@@ -138,13 +138,8 @@ def _wrapped(name: str, names: set[str]) -> str:
 
 def prove_model(resolution: Resolution, model: PanoramaVLM) -> Proof:
     """Compare every key and shape of the file with a model built without weights."""
-    tensors = resolution.header.tensors
-    dropped = set(resolution.inferred.dropped)
-    stored = {
-        name: tensors[file].shape
-        for name, file in resolution.keys.files.items()
-        if name not in dropped
-    }
+    tensors, dropped = resolution.header.tensors, set(resolution.inferred.dropped)
+    stored = {name: shape for name, shape in resolution.shapes.items() if name not in dropped}
     stored |= {name: tensors[name].shape for name in resolution.keys.unknown}
     built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return prove(stored, built, tied_names(model))
@@ -160,7 +155,8 @@ def bind(resolution: Resolution, model: PanoramaVLM) -> None:
     tensors = load_tensors(resolution.path)
     _check_aliases(resolution, tensors)
     names = set(model.state_dict().keys())
-    state = {name: tensors[file] for name, file in resolution.keys.files.items() if name in names}
+    keys = resolution.keys
+    state = {name: keys.take(name, tensors) for name in keys.files if name in names}
     ties = tied_names(model)
     for name, source in ties.items():
         if source not in state:

@@ -74,8 +74,6 @@ def add_metadata(
 
 def _document(resolution: Resolution) -> CheckpointMetadata:
     """Return the complete document of a resolved checkpoint."""
-    tensors = resolution.header.tensors
-    names = {name: tensors[file].shape for name, file in resolution.keys.files.items()}
     known = resolution.metadata
     extras = resolution.header.extras
     epoch, step = extras.get("epoch"), extras.get("global_step")
@@ -86,7 +84,7 @@ def _document(resolution: Resolution) -> CheckpointMetadata:
     return CheckpointMetadata(
         experiment_name=known.experiment_name if known else "",
         stage=known.stage if known else str(section(extras, "hyper_parameters").get("stage", "")),
-        fingerprint=fingerprint(names),
+        fingerprint=fingerprint(resolution.shapes),
         amends=_amended(resolution),
         recipe=resolution.config,
         assumed=tuple(resolution.assumed),

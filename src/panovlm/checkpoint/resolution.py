@@ -80,6 +80,11 @@ class Resolution:
         """The checkpoint file."""
         return self.location.checkpoint
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights under the model's own names."""
+        return dict(self.keys.shapes({n: info.shape for n, info in self.header.tensors.items()}))
+
     def raise_conflicts(self) -> None:
         """Stop if a contradiction is left.
 
