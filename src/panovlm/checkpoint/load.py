@@ -11,11 +11,12 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from panovlm.checkpoint.backbones import UNNAMED, resized
+from panovlm.checkpoint.backbones import UNNAMED, processed_size, resized
 from panovlm.checkpoint.formats import load_tensors, read_attachments
 from panovlm.checkpoint.plan import Proof, prove
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.resolve import resolve
+from panovlm.checkpoint.settle_backbones import IMAGE_SIZE
 from panovlm.checkpoint.settling import Prefer
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError, ContradictionError, PanoVLMError
@@ -82,6 +83,10 @@ def complete(resolution: Resolution) -> Recipe:
         rows = resolution.inferred.fields.get("models.language_config.vocab_size")
         own = named.to_dict()
         found["language_config"] = own if rows is None else resized(own, rows.value)
+    if seen and resolution.keys.layout == "original":
+        given = processed_size(seen["vision_processor"] or {})
+        unstated = resolution.sources[IMAGE_SIZE].kind == "weights"
+        seen |= {"image_size": given} if given is not None and unstated else {}
     if found:
         update = {
             "models": {**models.model_dump(), **found},
