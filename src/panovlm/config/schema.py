@@ -342,7 +342,7 @@ class StageConfig(StrictModel):
     batch_size: int = Field(default=1, ge=1)
     """Panoramas per step of one device."""
     accumulate_grad_batches: int = Field(default=2, ge=1)
-    """Batches per optimizer step."""
+    """Batches per optimizer step; all labelled tokens (stage vision: panoramas) count alike."""
     warmup_ratio: Fraction = 0.1
     """Fraction of the optimizer steps with rising learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

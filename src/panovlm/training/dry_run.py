@@ -19,7 +19,7 @@ from panovlm.models.language.backbone import language_config
 from panovlm.models.language.tokenizer import load_tokenizer, prepare_tokenizer, word_tokenizer
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.views import views_of
-from panovlm.training.freeze import ComponentCount, counts, freeze, trainable_parts
+from panovlm.training.freeze import ComponentCount, counts, freeze, trainable_parts, widen
 
 COPIES_OF_TRAINED = 3
 """What a trained parameter needs besides itself: gradient and AdamW's two moments."""
@@ -157,6 +157,8 @@ def _stage(model: PanoramaVLM, settings: Settings, name: str) -> StagePlan:
         model.add_adapters(adapters)
     freeze(model, trainable_parts(name, stage))
     half = settings.environment.precision == "bf16-true"
+    if not half:
+        widen(model)
     memory = sum(
         (1 + COPIES_OF_TRAINED * parameter.requires_grad)
         * parameter.numel()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from rich.table import Table
 from torch import nn
 
+from panovlm.checkpoint.load import convert
 from panovlm.config.schema import StageConfig, Trainable, usually_trainable
 from panovlm.errors import ConfigError
 from panovlm.models.model import PanoramaVLM
@@ -48,6 +50,18 @@ def freeze(model: PanoramaVLM, parts: Trainable) -> None:
             "this stage trains nothing; switch on a part in its `trainable` block "
             "(vision_blocks, resampler, vicreg_projector, projector, language_model)."
         )
+
+
+def widen(model: nn.Module) -> None:
+    """Give components that train in half precision float32 weights.
+
+    A bfloat16 number has eight bits, so that a step smaller than about 1/256 of a weight would be
+    lost in rounding. Adapters have float32 weights in any case, and what lies under them stays.
+    """
+    for component in model.children():
+        trained = (p for p in component.parameters() if p.requires_grad)
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in trained):
+            convert(component, torch.float32)
 
 
 def _unfreeze_vision(model: PanoramaVLM, count: int) -> None:

@@ -154,7 +154,9 @@ class _Run:
             self._begin(name, folder)
         self._tell(f"stage {name}: writes to {folder}")
         self.console.print(table(counts(model), f"stage {name}"))
-        trainer = stage_trainer(settings, name, folder, rows, self.console, self.processes)
+        trainer = stage_trainer(
+            settings, name, folder, rows, self.console, processes=self.processes, steps=steps
+        )
         module = StageModule(
             model, stage=name, settings=stage, total_steps=steps, describe=describe
         )

@@ -28,7 +28,7 @@ from panovlm.models.language.chat import resolve_max_length
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.pipeline import ViewPipeline
 from panovlm.training.checkpoints import AtomicCheckpointIO, CheckpointWriter
-from panovlm.training.freeze import freeze, trainable_parts
+from panovlm.training.freeze import freeze, trainable_parts, widen
 from panovlm.training.progress import ProgressLines
 from panovlm.training.rundir import checkpoint_stem, experiment_name
 from panovlm.training.tables import StageTables, Tables
@@ -63,6 +63,8 @@ def stage_model(
     if lora is not None and lora.use_lora and not model.recipe.lora.use_lora:
         model.add_adapters(lora)
     freeze(model, trainable_parts(name, stage))
+    if settings.environment.precision != "bf16-true":
+        widen(model)
     return model.train()
 
 
@@ -140,9 +142,11 @@ def stage_trainer(
     folder: Path,
     rows: StageTables,
     console: Console,
+    *,
     processes: int,
+    steps: int,
 ) -> lightning.Trainer:
-    """Return Lightning's trainer for a stage, in one of so many training processes."""
+    """Return Lightning's trainer for a stage of so many steps, in one of so many processes."""
     training, stage = settings.training, settings.training.stage_configs[name]
     stem = checkpoint_stem(settings, rows.train_files)
     callbacks: list[lightning.Callback] = [
@@ -168,7 +172,7 @@ def stage_trainer(
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=console.is_terminal,
         use_distributed_sampler=False,
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, max(1, steps // 10)),
     )
 
 
