@@ -140,6 +140,18 @@ TRAIN = {
         ["-c{ok}", f"{STAGE}.trainable={{vision_blocks: 5}}"],
         r"vision_blocks is 5, but the tower has 2 blocks",
     ),
+    "nothing to adapt in a later stage": (
+        ["-c{ok}", "training.stage_configs.finetune.lora={target_modules: [foo]}"],
+        r"stage finetune: lora\.target_modules: \['foo'\] names no Linear layer of .*; it has",
+    ),
+    "too many blocks in a later stage": (
+        ["-c{ok}", "training.stage_configs.resampler.trainable={vision_blocks: 7}"],
+        r"stage resampler: trainable\.vision_blocks is 7, but the tower has 2 blocks",
+    ),
+    "interval too long in a later stage": (
+        ["-c{ok}", "training.stage_configs.resampler.val_check_interval=7"],
+        r"resampler\.val_check_interval is 7, but an epoch has 6 batches",
+    ),
     "unknown tower": (
         ["-c{ok}", "models.vision_config.model_type=foo"],
         r"models\.vision_config cannot be used: Unrecognized model identifier: foo",

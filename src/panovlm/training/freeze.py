@@ -68,15 +68,25 @@ def _unfreeze_vision(model: PanoramaVLM, count: int) -> None:
     """Make the last ``count`` blocks of the tower trainable; -1 means all of it."""
     if count == -1:
         model.vision_backbone.requires_grad_(True)
-        return
+    for block in last_blocks(model, count):
+        block.requires_grad_(True)
+
+
+def last_blocks(model: PanoramaVLM, count: int) -> list[nn.Module]:
+    """Return the last ``count`` blocks of the tower; none for -1, which means all of it.
+
+    Raises:
+        ConfigError: the tower has fewer.
+    """
+    if count == -1:
+        return []
     blocks = model.vision_backbone.blocks()
     if count > len(blocks):
         raise ConfigError(
             f"trainable.vision_blocks is {count}, but the tower has {len(blocks)} blocks; "
             "-1 trains all of it."
         )
-    for block in list(blocks)[len(blocks) - count :]:
-        block.requires_grad_(True)
+    return list(blocks)[len(blocks) - count :]
 
 
 def counts(model: PanoramaVLM) -> list[ComponentCount]:

@@ -29,6 +29,7 @@ from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.pipeline import ViewPipeline
 from panovlm.training.checkpoints import AtomicCheckpointIO, CheckpointWriter
 from panovlm.training.freeze import freeze, trainable_parts, widen
+from panovlm.training.preflight import adapters_of, check_interval
 from panovlm.training.progress import ProgressLines
 from panovlm.training.rundir import checkpoint_stem, experiment_name
 from panovlm.training.tables import StageTables, Tables
@@ -59,9 +60,9 @@ def stage_model(
     else:
         cpu = torch.device("cpu")
         model = load_checkpoint(upstream, device=cpu, overrides=_recipe_overrides(settings))
-    lora = stage.lora or (settings.lora if name == "finetune" else None)
-    if lora is not None and lora.use_lora and not model.recipe.lora.use_lora:
-        model.add_adapters(lora)
+    adapters = adapters_of(settings, name)
+    if adapters is not None and not model.recipe.lora.use_lora:
+        model.add_adapters(adapters)
     freeze(model, trainable_parts(name, stage))
     if settings.environment.precision != "bf16-true":
         widen(model)
@@ -109,14 +110,7 @@ def optimizer_steps(name: str, stage: StageConfig, data: PanoramaData, processes
         ConfigError: validations would be further apart than an epoch is long.
     """
     batches = math.ceil(len(data.train_dataloader()) / processes)
-    interval = stage.val_check_interval
-    longest = 1.0 if isinstance(interval, float) else batches
-    if not 0 < interval <= longest:
-        raise ConfigError(
-            f"training.stage_configs.{name}.val_check_interval is {interval}, but an epoch has "
-            f"{batches} batches; give a number of batches from 1 to {batches}, or a fraction of an "
-            "epoch up to 1.0."
-        )
+    check_interval(name, stage, batches)
     return stage.epochs * math.ceil(batches / stage.accumulate_grad_batches)
 
 
