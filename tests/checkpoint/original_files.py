@@ -59,6 +59,12 @@ VISION: dict[str, dict[str, Any]] = {
         **{key: value for key, value in VIT.items() if key != "intermediate_size"},
         "mlp_ratio": 2,
     },
+    "dinov2_swiglu": {
+        "model_type": "dinov2",
+        **{key: value for key, value in VIT.items() if key != "intermediate_size"},
+        "mlp_ratio": 2,
+        "use_swiglu_ffn": True,
+    },
 }
 LM = {
     "vocab_size": 64,
@@ -156,7 +162,14 @@ def names_of_4(name: str) -> str:
     for now, then in DINOV2_OF_4.items():
         if re.search(rf"encoder\.layer\.\d+\.{re.escape(now)}\.", name):
             return name.replace(now, then)
-    return name
+    return name.replace(".mlp.down_proj.", ".mlp.weights_out.") if "encoder.layer" in name else name
+
+
+def fuse_gates(stored: dict[str, Tensor]) -> None:
+    """Join gate and up projection of DINOv2's SwiGLU, as transformers 4.x stored them."""
+    for name in [name for name in stored if re.search(r"encoder\.layer\..*\.gate_proj\.", name)]:
+        pair = stored.pop(name), stored.pop(name.replace("gate_proj", "up_proj"))
+        stored[name.replace("gate_proj", "weights_in")] = torch.cat(pair)
 
 
 def older_name(name: str) -> str:
@@ -186,6 +199,7 @@ def state_dict(
         name = names_of_4(older_name(name) if older else name)
         whole = prefix(name) if callable(prefix) else prefix + name
         stored[whole] = tensor if dtype is None else tensor.to(dtype)
+    fuse_gates(stored)
     return OrderedDict(stored)
 
 

@@ -18,7 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panovlm.checkpoint import atomic
-from panovlm.checkpoint.atomic import atomic_write, link_or_copy, write_bytes, write_json
+from panovlm.checkpoint.atomic import (
+    atomic_write,
+    link_or_copy,
+    remove_leftovers,
+    write_bytes,
+    write_json,
+)
 from panovlm.errors import CheckpointError
 
 
@@ -318,3 +324,25 @@ def test_a_folder_that_cannot_be_synced(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic.os, "fsync", refuse_folders)
     write_bytes(tmp_path / "a", b"x")
     assert (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    kept = ["last.ckpt", ".hidden", ".notes.tmp", "tokenizer/a.json", ".x.0123456789ab.ckpt"]
+    left = [".last.ckpt.0123456789ab.tmp", "tokenizer/.a.json.ffffffffffff.tmp"]
+    for name in (*kept, *left):
+        (tmp_path / name).write_text("x")
+    remove_leftovers(tmp_path)
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == set(kept)
+
+
+def test_a_killed_writer_leaves_what_is_known_as_a_leftover(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "last.ckpt") as file:
+        temporary = Path(file.name)
+        saved = temporary.with_name("copy")
+        temporary.rename(saved)  # so that the writer cannot tidy up
+        raise KeyboardInterrupt
+    saved.rename(temporary)
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,12 @@ import json
 
 import pytest
 
-from panovlm.checkpoint.backbones import named_config, named_processor, vision_part
+from panovlm.checkpoint.backbones import (
+    named_config,
+    named_processor,
+    processed_size,
+    vision_part,
+)
 from panovlm.errors import CheckpointError
 
 
@@ -67,3 +72,24 @@ def test_the_vision_half_of_two_towers():
     assert vision_part(named) == {"model_type": "siglip_vision_model"}
     assert vision_part({"model_type": "dinov2"}) == {"model_type": "dinov2"}
     assert both["vision_config"] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("processor", "size"),
+    [
+        ({"size": {"height": 16, "width": 24}}, (16, 24)),
+        ({"size": 16}, (16, 16)),
+        ({"size": {"shortest_edge": 20}}, (20, 20)),
+        ({"size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": 16}, (16, 16)),
+        (
+            {"size": 20, "do_center_crop": True, "crop_size": {"height": 16, "width": 24}},
+            (16, 24),
+        ),
+        ({"size": 20, "do_center_crop": False, "crop_size": 16}, (20, 20)),
+        ({"size": 20, "do_resize": False}, None),
+        ({"size": {"max_pixels": 20}}, None),
+        ({}, None),
+    ],
+)
+def test_size_of_processed_pictures(processor, size):
+    assert processed_size(processor) == size

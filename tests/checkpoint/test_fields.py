@@ -13,6 +13,7 @@ from panovlm.checkpoint.fields import (
     flatten,
     flatten_mapping,
     nest,
+    typed,
 )
 from panovlm.config.schema import Recipe
 from panovlm.errors import ConfigError
@@ -84,6 +85,27 @@ class TestFieldMap:
         assert "hidden_dim" in self.FIELDS and "same" not in self.FIELDS and 3 not in self.FIELDS
         assert self.FIELDS.get("nothing") is None
         assert len(self.FIELDS) == len(list(self.FIELDS)) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "read"),
+    [
+        ("models.use_vicreg_norm", "off", False),
+        ("models.resampler_config.hidden_dim", "64", 64),
+        ("models.resampler_config.expand", 2, 2.0),
+        ("models.resampler_config.depth", True, True),
+        ("models.resampler_config.depth", "many", "many"),
+        ("models.resampler_config.heads", "8", "8"),
+        ("models.overlap_ratio", 1.5, 1.5),
+        ("image_processing.image_size", [16, 24], (16, 24)),
+        ("image_processing.image_size", 16, (16, 16)),
+        ("lora.target_modules", ["q_proj"], ("q_proj",)),
+        ("models.nothing", "1", "1"),
+    ],
+)
+def test_a_stated_value_takes_the_type_of_its_field(name, given, read):
+    found = typed(name, given, "bimamba")
+    assert (found, type(found)) == (read, type(read))
 
 
 class TestBearing:

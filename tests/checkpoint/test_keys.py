@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,6 +159,33 @@ class TestMap:
             f"{today}{inside}q_proj.lora_B.default.weight": stored[2],
             f"{today}model.norm.weight": stored[3],
         }
+
+    def test_a_fused_matrix_is_two_of_today(self):
+        mlp = "vision_backbone.encoder.encoder.layer.0.mlp."
+        stored = f"model.{mlp}weights_in.weight"
+        keys = map_keys({stored: (6, 2)})
+        assert dict(keys.shapes({stored: (6, 2)})) == {
+            f"{mlp}gate_proj.weight": (3, 2),
+            f"{mlp}up_proj.weight": (3, 2),
+        }
+        whole = torch.arange(12).reshape(6, 2)
+        assert keys.take(f"{mlp}gate_proj.weight", {stored: whole}).equal(whole[:3])
+        assert keys.take(f"{mlp}up_proj.weight", {stored: whole}).equal(whole[3:])
+        with pytest.raises(ContradictionError, match=r"weights_in.*\[5, 2\]; 2 equal parts"):
+            keys.shapes({stored: (5, 2)})
+
+    def test_a_fused_matrix_beside_one_of_its_parts(self):
+        mlp = "encoder.layer.0.mlp."
+        fused = f"vision_encoder.{mlp}weights_in.weight"
+        names = (fused, f"vision_backbone.encoder.{mlp}up_proj.weight")
+        with pytest.raises(CheckpointError, match=r"two tensors claim .*up_proj\.weight"):
+            map_keys(dict.fromkeys(names, (6, 2)))
+
+    def test_a_tower_tensor_under_its_name_of_then_and_of_today(self):
+        attention = "vision_backbone.encoder.encoder.layer.0.attention."
+        names = (f"{attention}attention.query.weight", f"{attention}q_proj.weight")
+        with pytest.raises(CheckpointError, match=r"two tensors claim .*q_proj\.weight"):
+            map_keys(dict.fromkeys(names, (2, 2)))
 
     def test_nothing_of_a_model(self):
         with pytest.raises(CheckpointError, match=r"layers\.0.*expected one of vision_backbone"):

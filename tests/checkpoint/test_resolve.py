@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -396,6 +397,24 @@ class TestBackbones:
         assert found.config.models.language_config["rms_norm_eps"] == 1e-5
         assert found.config.image_processing.vision_processor["image_mean"] == [0.5, 0.5, 0.5]
         assert found.config.image_processing.image_size == (16, 16)
+
+    def test_an_unset_image_size_is_that_of_the_processor(
+        self, build, files, backbones, write, tmp_path
+    ):
+        """DINOv2's configuration says 518, and its processor gives 224."""
+        model = build(vision="dinov2", language="llama")
+        tower = tmp_path / "dinov2"
+        shutil.copytree(backbones.vision["dinov2"], tower)
+        crop = {"do_center_crop": True, "crop_size": {"height": 12, "width": 12}}
+        processor = {**files.PROCESSOR, "size": {"shortest_edge": 14}, **crop}
+        (tower / "preprocessor_config.json").write_text(json.dumps(processor))
+        hyper = files.hyper_parameters(model, backbones, vision_name=str(tower))
+        for size, expected in {None: (12, 12), 20: (20, 20)}.items():
+            data = files.data_parameters(model, backbones, image_size=size)
+            found = resolve(write(model, hyper=hyper, data=data))
+            assert found.config.image_processing.image_size == expected
+        overridden = resolve(found.path, {"image_processing.image_size": 24})
+        assert overridden.config.image_processing.image_size == (24, 24)
 
     @pytest.mark.parametrize("vision", ["siglip", "siglip_vision", "clip", "dinov2"])
     def test_unnamed_ones_are_inferred(self, vision, build, write):

@@ -13,7 +13,7 @@ from panovlm.checkpoint.adapter_config import lora_fields
 from panovlm.checkpoint.fields import defaults
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import save_checkpoint, strip_metadata
-from panovlm.errors import CheckpointError, ConfigError
+from panovlm.errors import CheckpointError, ConfigError, ContradictionError
 
 SIZES = "models.resampler_config"
 SPECS = {
@@ -83,10 +83,31 @@ class TestOriginalMetadata:
             with pytest.raises(CheckpointError, match=key):
                 resolve(path).raise_conflicts()
 
-    def test_perceiver_was_never_built(self, build, write):
-        path = write(build(), sidecar={"model_config": {"resampler_type": "perceiver"}})
-        with pytest.raises(ConfigError, match="perceiver"):
-            resolve(path)
+    @pytest.mark.parametrize("place", ["sidecar", "hyper", "config"])
+    @pytest.mark.parametrize("kind", ["perceiver", "wavelet"])
+    def test_an_architecture_that_nobody_knows(self, place, kind, build, files, backbones, write):
+        """It contradicts the weights, as any wrong one does, and can be put right."""
+        model = build()
+        models = {"resampler_type": kind, "resampler_depth": 3, "resampler_config": {"heads": 2}}
+        documents = {
+            "sidecar": {"sidecar": {"model_config": models}},
+            "hyper": {"hyper": files.hyper_parameters(model, backbones, resampler_type=kind)},
+            "config": {"hyper": None, "config": {"models": models}},
+        }
+        path = write(model, **documents[place])
+        with pytest.raises(ContradictionError, match=rf"resampler_type: '{kind}' .* 'mlp' \("):
+            resolve(path).raise_conflicts()
+        assert resolve(path, prefer="weights").config.models.resampler_type == "mlp"
+
+    def test_values_in_the_spelling_of_another_type(self, build, files, backbones, write):
+        """YAML 1.1 has ``no`` for false, and people put numbers in quotes."""
+        model = build(use_vicreg_norm=False, overlap_ratio=0.25)
+        config = files.config(model, backbones)
+        config["models"] |= {"use_vicreg_norm": "no", "overlap_ratio": "0.25"}
+        config["models"]["resampler_config"]["hidden_dim"] = "48"
+        found = resolve(write(model, hyper=None, config=config))
+        assert found.conflicts == []
+        assert found.config.models.overlap_ratio == 0.25
 
 
 class TestHyperParameters:

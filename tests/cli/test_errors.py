@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from panovlm.checkpoint.save import strip_metadata
 from panovlm.cli.main import main
@@ -91,8 +92,12 @@ TRAIN = {
         r"image\.csv:3: .*none\.jpg\n(.|\n)*paths\.data_dir",
     ),
     "image unreadable": (
-        ["-c{ok}", "data.csv_train={bad}/cut.csv", "training.cache_views=true"],
+        ["-c{ok}", "data.csv_train={bad}/cut.csv"],
         r"cut\.csv:3: cannot read the panorama .*cut\.jpg: .*skip_unreadable_images",
+    ),
+    "no image": (
+        ["-c{ok}", "data.csv_val={bad}/words.csv"],
+        r"words\.csv:2: cannot read the panorama .*words\.jpg: cannot identify image file",
     ),
     "every image unreadable": (
         ["-c{ok}", "data.csv_train={bad}/words.csv", "data.skip_unreadable_images=true"],
@@ -134,6 +139,18 @@ TRAIN = {
     "too many blocks": (
         ["-c{ok}", f"{STAGE}.trainable={{vision_blocks: 5}}"],
         r"vision_blocks is 5, but the tower has 2 blocks",
+    ),
+    "nothing to adapt in a later stage": (
+        ["-c{ok}", "training.stage_configs.finetune.lora={target_modules: [foo]}"],
+        r"stage finetune: lora\.target_modules: \['foo'\] names no Linear layer of .*; it has",
+    ),
+    "too many blocks in a later stage": (
+        ["-c{ok}", "training.stage_configs.resampler.trainable={vision_blocks: 7}"],
+        r"stage resampler: trainable\.vision_blocks is 7, but the tower has 2 blocks",
+    ),
+    "interval too long in a later stage": (
+        ["-c{ok}", "training.stage_configs.resampler.val_check_interval=7"],
+        r"resampler\.val_check_interval is 7, but an epoch has 6 batches",
     ),
     "unknown tower": (
         ["-c{ok}", "models.vision_config.model_type=foo"],
@@ -186,6 +203,10 @@ OTHER = {
     "eval results into a file": (
         ["eval", "--checkpoint", "{trained}", "--output-dir", "{bad}/file"],
         r"the results cannot be written to .*; choose another folder with --output-dir",
+    ),
+    "eval of unreadable pictures": (
+        ["eval", "--checkpoint", "{trained}", "--csv-input", "{bad}/words.csv"],
+        r"none of the 1 questions of .*words\.csv could be asked; .*words\.jpg.* with --data-dir",
     ),
     "eval config missing": (
         ["eval", "--checkpoint", "{trained}", "-c", "none.yaml"],
@@ -281,11 +302,17 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_an_image_found_unreadable_while_training(
-    bad: Path, small_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scenes: Path, small_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["train", "-c", str(small_file), f"data.csv_train={bad}/words.csv"]
+    """Damage in the middle of a file shows only when it is decoded."""
+    Image.open(scenes / "images" / "train-000001.jpg").save(tmp_path / "hole.png")
+    picture = bytearray((tmp_path / "hole.png").read_bytes())
+    picture[len(picture) // 2] ^= 255
+    (tmp_path / "hole.png").write_bytes(picture)
+    (tmp_path / "hole.csv").write_text(HEADER + "hole.png,q,a\n")
+    arguments = ["train", "-c", str(small_file), f"data.csv_train={tmp_path}/hole.csv"]
     assert main([*arguments, f"paths.runs_dir={tmp_path}"]) == 2
-    assert re.match(r"error: .*words\.csv:2: cannot read the panorama", capsys.readouterr().err)
+    assert re.match(r"error: .*hole\.csv:2: cannot read the panorama", capsys.readouterr().err)
 
 
 def test_unreadable_images_are_left_out_and_listed(

@@ -13,7 +13,7 @@ from PIL import Image
 
 import panovlm.data.cache as cache_module
 from panovlm.config.schema import ImageProcessing
-from panovlm.data.cache import ViewCache, readable
+from panovlm.data.cache import ViewCache, readable, require_readable
 from panovlm.data.dataset import PanoramaDataset
 from panovlm.data.loader import Draw
 from panovlm.data.samples import Sample, read_tables
@@ -170,7 +170,15 @@ class TestUnreadableImages:
         self, samples: list[Sample], caplog: pytest.LogCaptureFixture
     ) -> None:
         assert readable(samples, 2) == samples
+        require_readable(samples, 2)
         assert not caplog.records
+
+    def test_they_are_told_before_training(self, broken: list[Sample]) -> None:
+        with pytest.raises(DataError, match=r"t\.csv:5: .*1\.png.*skip_unreadable_images"):
+            require_readable(broken, 2)
+        gone = [Sample(Path(f"{n}.png"), (("q", "a"),), f"t.csv:{n}") for n in range(7)]
+        with pytest.raises(DataError, match=r"^7 of 7 images (.|\n)*4\.png(.|\n)*and 2 more\nMend"):
+            require_readable(gone, 2)
 
     def test_no_readable_image_at_all(self, samples: list[Sample]) -> None:
         gone = [replace(sample, image=Path("nowhere.png")) for sample in samples]

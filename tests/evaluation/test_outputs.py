@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer, Question
+from panovlm.evaluation.metrics import accuracy, score_answers
 from panovlm.evaluation.outputs import (
     has_predictions,
     output_paths,
@@ -51,6 +52,25 @@ def test_table_of_predictions(tmp_path: Path) -> None:
         ["7", "a.png", "sea", "", reference, "0", "3", "True", "True"],
         ["8", "b.png", "What?", "", "", "0", "0", "False", "True"],
     ]
+
+
+def test_scores_of_a_table_are_those_of_its_answers(tmp_path: Path) -> None:
+    def asked(number: int, said: str, **groups: str) -> Answer:
+        question = Question(str(number), "a.png", "q", reference="red", groups=groups)
+        return Answer.generated(question, said)
+
+    answers = [
+        asked(0, "red", kind="colour", seam="1"),
+        asked(1, "blue", kind="colour", seam="0"),
+        asked(2, "a red ball", kind="caption"),
+        asked(3, "red"),
+    ]
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, answers)
+    read = read_predictions(path)
+    assert [answer.question.groups for answer in read] == [a.question.groups for a in answers]
+    metrics = {"accuracy": accuracy}
+    assert score_answers(read, metrics).as_json() == score_answers(answers, metrics).as_json()
 
 
 def test_metrics_file_lists_the_failures(tmp_path: Path) -> None:

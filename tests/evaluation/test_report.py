@@ -185,9 +185,11 @@ def test_an_empty_evaluation_has_a_page_too() -> None:
 
 
 def _captions(count: int) -> list[Answer]:
-    return [
-        Answer.generated(_question(n, f"a red ball {n} here"), "the red ball") for n in range(count)
-    ]
+    """Descriptions of a table that does not say that they are some."""
+    questions = (
+        Question(str(n), "a.png", "Q?", reference=f"a red ball {n} here") for n in range(count)
+    )
+    return [Answer.generated(question, "the red ball") for question in questions]
 
 
 def test_verdict() -> None:
@@ -213,6 +215,18 @@ def test_captions_are_not_called_wrong() -> None:
     )
     assert len(page.of_class("div", "unscored")) == 2
     assert not page.of_class("div", "wrong")
+
+
+def test_answers_are_judged_by_the_kind_of_their_question() -> None:
+    closed = Question("0", "a", "Q?", reference="red ball", groups={"kind": "what", "seam": "1"})
+    caption = Question("1", "a", "Q?", reference="a red ball", groups={"kind": "caption"})
+    answers = [Answer.generated(question, "ball") for question in (closed, caption)]
+    scores = _scores(answers)
+    assert verdict(scores).number == "0.0 %"  # though ROUGE-L is not zero
+    page = _Page(render_report(_report(scores=scores, scenes=[Scene("a", None, (), answers)])))
+    assert len(page.of_class("div", "wrong")) == 1
+    assert len(page.of_class("div", "unscored")) == 1
+    assert "±180° seam yes 0.0 %" in page.text
 
 
 def test_gallery_spreads_over_the_evaluation_and_shows_the_views(tmp_path: Path) -> None:

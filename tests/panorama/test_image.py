@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from panovlm.errors import DataError
-from panovlm.panorama.image import read_panorama
+from panovlm.panorama.image import check_panorama, read_panorama
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (60, 120, 3), dtype=np.uint8)
 SMOOTH = np.asarray(Image.fromarray(PIXELS[::20, ::20]).resize((120, 60), Image.Resampling.BICUBIC))
@@ -143,3 +143,39 @@ def test_small_pictures_are_an_error(tmp_path, width, height):
 def test_the_smallest_picture_is_read(tmp_path):
     Image.new("RGB", (100, 50), "red").save(tmp_path / "a.png")
     assert read_panorama(tmp_path / "a.png")[49, 99].tolist() == [255, 0, 0]
+
+
+class TestCheck:
+    """A look at a file finds what reading it finds, but for damage in its middle."""
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp"])
+    def test_a_whole_picture(self, suffix, tmp_path):
+        Image.new("RGB", (200, 100), (9, 9, 9)).save(tmp_path / f"a.{suffix}")
+        check_panorama(tmp_path / f"a.{suffix}")
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+    def test_a_picture_that_is_cut_off(self, suffix, tmp_path):
+        noise = np.random.default_rng(1).integers(0, 256, (100, 200, 3), dtype=np.uint8)
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(noise).save(path)
+        path.write_bytes(path.read_bytes()[:-500])
+        with pytest.raises(DataError, match="cannot read the panorama"):
+            check_panorama(path)
+
+    def test_no_picture(self, tmp_path):
+        (tmp_path / "a.jpg").write_text("words")
+        (tmp_path / "b.jpg").touch()
+        for name in ("a.jpg", "b.jpg", "c.jpg"):
+            with pytest.raises(DataError, match=f"cannot read the panorama .*{name}"):
+                check_panorama(tmp_path / name)
+
+    def test_a_picture_that_is_too_small(self, tmp_path):
+        Image.new("RGB", (80, 60)).save(tmp_path / "a.png")
+        with pytest.raises(DataError, match="at least 100 x 50"):
+            check_panorama(tmp_path / "a.png")
+
+    def test_bytes_after_the_end_do_no_harm(self, tmp_path):
+        path = tmp_path / "a.jpg"
+        Image.new("RGB", (200, 100)).save(path)
+        path.write_bytes(path.read_bytes() + b"appended")
+        check_panorama(path)

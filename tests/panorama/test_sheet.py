@@ -53,6 +53,18 @@ def test_outlines_lie_where_the_views_look():
     assert np.abs(np.abs(np.abs(degrees) - 90) - 45).max() < 1
 
 
+def test_a_mark_on_the_seam_is_drawn_whole():
+    """The third face of a cube looks at yaw 180; its mark is a full disc."""
+    grey = np.full((300, 600, 3), 90, np.uint8)
+    sheet = np.asarray(contact_sheet(grey, ImageProcessing(crop_strategy="cubemap", image_size=64)))
+    overview = sheet[16 : 16 + 584, 16 : 16 + 1168].astype(int)
+    marked = np.abs(overview - 90).max(axis=2) > 20
+    # Down the middle of a mark of radius 11, and beside it, where no outline runs.
+    assert marked[292 - 10 : 292 + 11, 1168 - 12].all()
+    assert marked[292, 1168 - 22 : 1168 - 1].all()
+    assert not marked[292 - 30, 1168 - 30 :].any()
+
+
 def test_the_settings_must_be_complete():
     with pytest.raises(ConfigError, match="image_size"):
         contact_sheet(NOISE, ImageProcessing())

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from panovlm.config.schema import LoRASettings, StageConfig, Trainable
 from panovlm.errors import ConfigError
 from panovlm.models.assemble import new_model
 from panovlm.models.model import PanoramaVLM
-from panovlm.training.freeze import counts, freeze, table, trainable_parts
+from panovlm.training.freeze import counts, freeze, table, trainable_parts, widen
 
 NOTHING = Trainable(resampler=False)
 
@@ -115,3 +116,27 @@ def test_counts_and_table(model: PanoramaVLM) -> None:
     assert len(frozen) == 3
     total, moved = sum(r.total for r in rows.values()), sum(r.trainable for r in rows.values())
     assert f"{total:,}" in lines[-2] and f"{moved:,}" in lines[-2]
+
+
+def test_trained_components_have_float32_weights(make_settings: Any) -> None:
+    """In bfloat16 a small step would be lost in rounding; computed buffers stay as they are."""
+    model = new_model(make_settings(Path("runs")), ["some words"]).bfloat16()
+    before = {name: buffer.dtype for name, buffer in model.named_buffers()}
+    freeze(model, Trainable(resampler=True, vision_blocks=1))
+    widen(model)
+    types = {name: p.dtype for name, p in model.named_parameters()}
+    wide = under(model, "resampler_module.", "vision_backbone.")
+    assert {types[name] for name in wide} == {torch.float32}
+    assert {types[name] for name in types.keys() - wide} == {torch.bfloat16}
+    assert {name: buffer.dtype for name, buffer in model.named_buffers()} == before
+
+
+def test_adapters_leave_what_lies_under_them_in_half_precision(make_settings: Any) -> None:
+    model = new_model(make_settings(Path("runs")), ["some words"])
+    model.language_model.bfloat16()
+    model.add_adapters(LoRASettings(use_lora=True, rank=2, target_modules=("q_proj",)))
+    freeze(model, NOTHING)
+    widen(model)
+    for name, parameter in model.language_model.named_parameters():
+        expected = torch.float32 if "lora_" in name else torch.bfloat16
+        assert parameter.dtype == expected, name

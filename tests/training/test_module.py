@@ -12,12 +12,10 @@ import pytest
 import torch
 from rich.console import Console
 
-import panovlm.training.stage
 from panovlm.config.schema import Settings
 from panovlm.errors import PanoVLMError
 from panovlm.models.language.tokenizer import VISION_TOKEN
 from panovlm.training.module import StageModule
-from panovlm.training.progress import ProgressLines
 from panovlm.training.run import train
 from panovlm.training.stage import describer, stage_data, stage_model
 from panovlm.training.tables import Tables
@@ -97,7 +95,8 @@ def text_loss(module: StageModule, batch: dict[str, Any], project: bool) -> floa
 @pytest.mark.parametrize("stage", ["resampler", "finetune"])
 def test_later_stages_are_the_language_models_loss(stage: str, make_settings: Any) -> None:
     """The text projection, where a model has one, takes part in stage resampler alone."""
-    settings = make_settings(Path("runs"), "models.use_text_projection=true")
+    one = f"training.stage_configs.{stage}.accumulate_grad_batches=1"
+    settings = make_settings(Path("runs"), "models.use_text_projection=true", one)
     module, batch = made(settings, stage)
     with torch.no_grad():
         loss = module.training_step(batch, 0).item()
@@ -138,32 +137,33 @@ def first_gradient(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[
     class StoppedError(Exception):
         pass
 
-    class Recording(ProgressLines):
-        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            for name, parameter in pl_module.named_parameters():
-                if parameter.grad is not None:
-                    found[name] = parameter.grad.double().clone()
-            raise StoppedError
+    def record(module: StageModule, *_: Any, **__: Any) -> None:
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                found[name] = parameter.grad.double().clone()
+        raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(panovlm.training.stage, "ProgressLines", Recording)
+        patch.setattr(StageModule, "configure_gradient_clipping", record)
         with pytest.raises(StoppedError):
             train(settings, console=Console(file=io.StringIO()))
     return found
 
 
+@pytest.mark.parametrize("accumulate", [3, 5])
 @pytest.mark.parametrize("stage", ["vision", "resampler"])
 def test_accumulated_gradients_are_those_of_the_big_batch(
     stage: str,
+    accumulate: int,
     scenes: Path,
     make_settings: Callable[..., Settings],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where every sample has as many labelled tokens; the overlap loss is a mean over samples."""
+    """Answers differ in length; with 5 to accumulate, the epoch ends after 3 batches."""
     table = tmp_path / "equal.csv"
-    images = sorted((scenes / "images").glob("train-*.jpg"))
-    rows = [f"{image},What is there?,nothing at all" for image in images]
+    images = sorted((scenes / "images").glob("train-*.jpg"))[:6]
+    rows = [f"{image},What is there?,{'no ' * 3**n}thing" for n, image in enumerate(images)]
     table.write_text("\n".join(["url,instruction,response", *rows]) + "\n")
 
     def gradient(batch_size: int, accumulate: int) -> dict[str, torch.Tensor]:
@@ -181,7 +181,7 @@ def test_accumulated_gradients_are_those_of_the_big_batch(
             monkeypatch,
         )
 
-    big, small = gradient(6, 1), gradient(2, 3)
+    big, small = gradient(6, 1), gradient(2, accumulate)
     assert big.keys() == small.keys() and len(big) > 20
     scale = max(gradient.abs().max().item() for gradient in big.values())
     for name, expected in big.items():

@@ -116,6 +116,15 @@ def test_every_stage_writes_what_its_readers_need(folders: dict[str, Path]) -> N
         assert best.name.endswith(f"_loss{min(map(float, losses)):.4f}.ckpt")
 
 
+def test_losses_are_logged_however_short_a_stage_is(folders: dict[str, Path]) -> None:
+    for folder in folders.values():
+        with next(folder.glob("logs/csv/version_0/metrics.csv")).open() as file:
+            rows = list(csv.DictReader(file))
+        for name in ("train_loss", "val_loss"):
+            assert any(float(row[name]) > 0 for row in rows if row[name]), (folder, name)
+        assert list(folder.glob("logs/tensorboard/events.out.tfevents.*"))
+
+
 def test_the_config_beside_a_checkpoint_is_the_file(
     make_settings: Any, small_file: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,8 @@ from panovlm.checkpoint.adapter_config import base_model, lora_fields, read_adap
 from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.formats import TensorInfo, load_tensors, read_header
 from panovlm.checkpoint.infer import is_token_table
-from panovlm.checkpoint.keys import LANGUAGE_MODEL, KeyMap
+from panovlm.checkpoint.keymap import KeyMap
+from panovlm.checkpoint.keys import LANGUAGE_MODEL
 from panovlm.checkpoint.locate import ADAPTER_FILES, Location
 from panovlm.checkpoint.original import ALPHA_PER_RANK
 from panovlm.errors import CheckpointError

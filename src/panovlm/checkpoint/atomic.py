@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Generator, Mapping
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO, cast
 from panovlm.errors import CheckpointError
 
 _MAX_DEPTH = 100
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 # torch.save answers a full disk by a RuntimeError about positions, raised while it handles these.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -128,6 +130,13 @@ def link_or_copy(source: str | Path, path: str | Path) -> None:
     finally:
         # Renaming one link onto another of the same file leaves both names (POSIX).
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed process left below a folder nobody writes to now."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:

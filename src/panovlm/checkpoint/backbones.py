@@ -67,6 +67,29 @@ def named_processor(name: str) -> dict[str, Any] | None:
     return own if joint is None else joint.get("image_processor")
 
 
+def processed_size(processor: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (height, width) of the pictures that an image processor gives.
+
+    Args:
+        processor: content of a ``preprocessor_config.json``, old or new.
+
+    Returns:
+        ``None`` where it leaves the size as it is, or does not tell.
+    """
+    crops = processor.get("do_center_crop", False)
+    size = processor.get("crop_size" if crops else "size")
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge")
+        size = (size.get("height", edge), size.get("width", edge))
+    match (size, crops or processor.get("do_resize", True)):
+        case ([int() as height, int() as width], True):
+            return height, width
+        case (int() as side, True):
+            return side, side
+        case _:
+            return None
+
+
 def vision_part(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tower's configuration of a configuration that may hold two towers."""
     kind = config.get("model_type")

@@ -46,9 +46,9 @@ def rows(resolution: Resolution) -> list[Row]:
 def components(resolution: Resolution) -> dict[str, int]:
     """Return the number of values per component of the weights."""
     sizes: dict[str, int] = {}
-    for name, stored in resolution.keys.files.items():
+    for name, shape in resolution.shapes.items():
         part = name.split(".", 1)[0]
-        sizes[part] = sizes.get(part, 0) + prod(resolution.header.tensors[stored].shape)
+        sizes[part] = sizes.get(part, 0) + prod(shape)
     return sizes
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from panovlm.checkpoint.backbones import named_file
 from panovlm.checkpoint.formats import load_tensors
-from panovlm.checkpoint.keys import LANGUAGE_MODEL, KeyMap
+from panovlm.checkpoint.keymap import KeyMap
+from panovlm.checkpoint.keys import LANGUAGE_MODEL
 from panovlm.checkpoint.locate import WHOLE_MODELS
 from panovlm.models.language.adapters import strip_lora_name
 

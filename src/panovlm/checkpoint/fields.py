@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from panovlm.config.fields import block_at
 from panovlm.config.schema import RESAMPLER_CONFIGS, Recipe
 from panovlm.errors import ConfigError
 
@@ -93,6 +95,37 @@ def defaults(resampler_type: str) -> dict[str, Any]:
         "resampler_config": RESAMPLER_CONFIGS[resampler_type],
     }
     return flatten(Recipe.model_validate({"models": models}))
+
+
+def typed(name: str, value: Any, resampler_type: str) -> Any:
+    """Return a stated value as the type of its field.
+
+    Hand-written documents have ``"64"`` or ``no`` where 64 and false are meant. What the field
+    cannot hold is returned as it is; it is reported when the whole recipe is typed.
+
+    Args:
+        name: dotted field.
+        value: what a document states.
+        resampler_type: canonical architecture, for the fields of ``resampler_config``.
+    """
+    adapter = _adapter(name, resampler_type)
+    if adapter is None:
+        return value
+    try:
+        found = adapter.validate_python(value)
+    except ValidationError:
+        return value
+    # pydantic reads true as 1, which is never meant.
+    return value if isinstance(value, bool) and not isinstance(found, bool) else found
+
+
+@cache
+def _adapter(name: str, resampler_type: str) -> TypeAdapter[Any] | None:
+    """Return what reads values of a field, ``None`` when the recipe has no such field."""
+    *path, leaf = name.split(".")
+    block = block_at(Recipe, tuple(path), {"models": {"resampler_type": resampler_type}})
+    info = block.model_fields.get(leaf) if block else None
+    return None if info is None else TypeAdapter(info.rebuild_annotation())
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 from panovlm.checkpoint.averages import COUNTERS, LIVE, SEGMENTS, Weights, choose, is_averaged
 from panovlm.checkpoint.dialects import resampler_dialect
-from panovlm.checkpoint.shapes import Shapes
-from panovlm.config.schema import Layout
+from panovlm.checkpoint.keymap import KeyMap, Part
 from panovlm.errors import CheckpointError, ContradictionError
 from panovlm.models.language.adapters import built_names
 from panovlm.models.resamplers.recipe import Dialect
@@ -57,35 +56,6 @@ RESAMPLER_MODULE = "resampler_module.resampler."
 
 
 @dataclass(frozen=True)
-class KeyMap:
-    """The names of one checkpoint.
-
-    Attributes:
-        files: model name → name in the file. One tensor of a file may serve two places.
-        aliases: model name → further names in the file that hold the same tensor.
-        ignored: name in the file → why it is not a weight of the model.
-        unknown: names in the file that belong to no component.
-        layout: which family of checkpoints the file belongs to.
-        prefixes: wrappers that were removed, for the report.
-        notes: what the reader should know.
-        dialect: what other implementation named the resampler's tensors.
-    """
-
-    files: Mapping[str, str]
-    aliases: Mapping[str, tuple[str, ...]]
-    ignored: Mapping[str, str]
-    unknown: tuple[str, ...]
-    layout: Layout
-    prefixes: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    dialect: Dialect | None = None
-
-    def shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
-        """Return the shapes of a file under the model's names."""
-        return Shapes({name: shapes[stored] for name, stored in self.files.items()})
-
-
-@dataclass(frozen=True)
 class Unwrapped:
     """One name without what wrappers put into it."""
 
@@ -96,9 +66,19 @@ class Unwrapped:
     """Whether it belongs to an averaged copy of the weights."""
 
 
+@dataclass(frozen=True)
+class _Home:
+    """A place in the model that a tensor of the file fills."""
+
+    name: str
+    part: Part | None = None
+    """Which part of the tensor belongs there; ``None``: all of it."""
+
+
 @dataclass
 class _Collected:
     files: dict[str, str] = field(default_factory=dict[str, str])
+    parts: dict[str, Part] = field(default_factory=dict[str, Part])
     by_alias: set[str] = field(default_factory=set[str])
     """Places that are filled by a second name of theirs so far."""
     aliases: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
@@ -180,14 +160,14 @@ def map_keys(
     if not places:
         raise _nothing(shapes)
     found = _Collected()
-    renamed, dialect = _names_of_today([place for place, _ in places.values()])
+    homes, dialect = _homes_of_today([place for place, _ in places.values()])
     if dialect is not None:
         notes += [
             ": ".join(filter(None, (f"the resampler has names of {dialect.name}", dialect.note)))
         ]
     for stored, (place, is_alias) in sorted(places.items(), key=lambda item: item[0] in joined):
-        for name in renamed[place]:
-            _place(found, name, stored, is_alias=is_alias, shapes=shapes)
+        for home in homes[place]:
+            _place(found, home, stored, is_alias=is_alias, shapes=shapes)
     return KeyMap(
         files=found.files,
         aliases={name: tuple(stored) for name, stored in found.aliases.items()},
@@ -197,6 +177,7 @@ def map_keys(
         prefixes=tuple(sorted({own[stored].prefix for stored in places if stored in own})),
         notes=tuple(notes),
         dialect=dialect,
+        parts=found.parts,
     )
 
 
@@ -246,20 +227,23 @@ def _choose(
 
 def _place(
     found: _Collected,
-    name: str,
+    home: _Home,
     stored: str,
     *,
     is_alias: bool,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Put one tensor at its place, keeping the second of two equal names as an alias."""
+    name = home.name
     other = found.files.get(name)
     if other is None:
         found.files[name] = stored
+        if home.part is not None:
+            found.parts[name] = home.part
         if is_alias:
             found.by_alias.add(name)
         return
-    if is_alias == (name in found.by_alias):
+    if is_alias == (name in found.by_alias) or found.parts.get(name) != home.part:
         raise CheckpointError(
             f"two tensors claim {name}: {other} and {stored}. The file holds two models; extract "
             "the one you want into a file of its own."
@@ -275,17 +259,22 @@ def _place(
     found.aliases.setdefault(name, []).append(second)
 
 
-def _names_of_today(
+def _homes_of_today(
     names: Sequence[str],
-) -> tuple[dict[str, tuple[str, ...]], Dialect | None]:
-    """Return the names in the model of tensors that may have other ones, and the dialect found."""
-    result: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
-    for prefix, translate in ((ENCODER, current_names), (LANGUAGE_MODEL, built_names)):
-        for name, today in translate(_below(prefix, names)).items():
-            result[prefix + name] = (prefix + today,)
+) -> tuple[dict[str, tuple[_Home, ...]], Dialect | None]:
+    """Return the places of tensors that may have older or other names, and the dialect found."""
+    result: dict[str, tuple[_Home, ...]] = {name: (_Home(name),) for name in names}
+    for name, today in built_names(_below(LANGUAGE_MODEL, names)).items():
+        result[LANGUAGE_MODEL + name] = (_Home(LANGUAGE_MODEL + today),)
+    for name in _below(ENCODER, names):
+        today = [ENCODER + one for one in current_names(name)]
+        cut = len(today) > 1
+        result[ENCODER + name] = tuple(
+            _Home(one, (number, len(today)) if cut else None) for number, one in enumerate(today)
+        )
     dialect = resampler_dialect(_below(RESAMPLER_MODULE, names))
     for name, several in (dialect.names if dialect else {}).items():
-        result[RESAMPLER_MODULE + name] = tuple(RESAMPLER_MODULE + one for one in several)
+        result[RESAMPLER_MODULE + name] = tuple(_Home(RESAMPLER_MODULE + one) for one in several)
     return result, dialect
 
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from panovlm.checkpoint.averages import Weights
-from panovlm.checkpoint.backbones import UNNAMED, resized
+from panovlm.checkpoint.backbones import UNNAMED, processed_size, resized
 from panovlm.checkpoint.borrow import borrow
 from panovlm.checkpoint.formats import load_tensors, read_attachments
 from panovlm.checkpoint.plan import Proof, prove
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.resolve import resolve
+from panovlm.checkpoint.settle_backbones import IMAGE_SIZE
 from panovlm.checkpoint.settling import Prefer
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError, ContradictionError, PanoVLMError
@@ -88,6 +89,10 @@ def complete(resolution: Resolution) -> Recipe:
         rows = resolution.inferred.fields.get("models.language_config.vocab_size")
         own = named.to_dict()
         found["language_config"] = own if rows is None else resized(own, rows.value)
+    if seen and resolution.keys.layout == "original":
+        given = processed_size(seen["vision_processor"] or {})
+        unstated = resolution.sources[IMAGE_SIZE].kind == "weights"
+        seen |= {"image_size": given} if given is not None and unstated else {}
     if found:
         update = {
             "models": {**models.model_dump(), **found},
@@ -144,13 +149,8 @@ def _wrapped(name: str, names: set[str]) -> str:
 
 def prove_model(resolution: Resolution, model: PanoramaVLM) -> Proof:
     """Compare every key and shape of the file with a model built without weights."""
-    tensors = resolution.header.tensors
-    dropped = set(resolution.inferred.dropped)
-    stored = {
-        name: tensors[file].shape
-        for name, file in resolution.keys.files.items()
-        if name not in dropped
-    }
+    tensors, dropped = resolution.header.tensors, set(resolution.inferred.dropped)
+    stored = {name: shape for name, shape in resolution.shapes.items() if name not in dropped}
     stored |= {name: tensors[name].shape for name in resolution.keys.unknown}
     built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return prove(stored, built, tied_names(model), resolution.borrowed.keys())
@@ -174,13 +174,9 @@ def bind(resolution: Resolution, model: PanoramaVLM, borrowed: Mapping[str, Tens
         tensors |= {name: part[own] for name, own in resolution.adapters.names.items()}
     _check_aliases(resolution, tensors)
     names = set(model.state_dict().keys())
+    keys = resolution.keys
     state = dict(borrowed)
-    seen: set[str] = set()
-    for name, file in resolution.keys.files.items():
-        if name in names:
-            # One tensor of the file at two places of the model is two parameters there.
-            state[name] = tensors[file].clone() if file in seen else tensors[file]
-            seen.add(file)
+    state |= {name: keys.take(name, tensors) for name in keys.files if name in names}
     ties = tied_names(model)
     for name, source in ties.items():
         if source not in state:

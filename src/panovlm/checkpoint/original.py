@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from panovlm.checkpoint.fields import RESAMPLER, flatten_mapping
-from panovlm.config.legacy import original_run_mapping, translate
+from panovlm.config.legacy import original_run_mapping, take_foreign_type, translate
 from panovlm.config.schema import Recipe
 
 Fields = dict[str, Any]
@@ -144,7 +144,9 @@ def _pick(mapping: Mapping[str, Any], names: str) -> dict[str, Any]:
 def _dotted(mapping: Mapping[str, Mapping[str, Any]], resampler_type: str) -> Fields:
     """Translate a nested mapping of original names into the dotted fields that it states."""
     written = {name: stated(values) for name, values in mapping.items()}
+    foreign = take_foreign_type(written["models"])
     fields = flatten_mapping(translate(written, resampler_type=resampler_type).mapping)
+    fields |= stated({"models.resampler_type": foreign})
     kind = fields.get("models.resampler_type", resampler_type)
     if kind == "qformer":
         # The original accepted a number of heads and always used eight.

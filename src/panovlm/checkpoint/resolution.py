@@ -12,7 +12,7 @@ from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.fields import FieldMap
 from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.infer import Inferred
-from panovlm.checkpoint.keys import KeyMap
+from panovlm.checkpoint.keymap import KeyMap
 from panovlm.checkpoint.locate import Location
 from panovlm.checkpoint.metadata import CheckpointMetadata, Prefix
 from panovlm.config.schema import Recipe
@@ -104,6 +104,11 @@ class Resolution:
     def path(self) -> Path:
         """The checkpoint file."""
         return self.location.checkpoint
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights under the model's own names."""
+        return dict(self.keys.shapes({n: info.shape for n, info in self.header.tensors.items()}))
 
     def raise_conflicts(self) -> None:
         """Stop if a contradiction is left.

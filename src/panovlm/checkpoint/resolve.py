@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from panovlm.checkpoint.adapters import find_adapters
 from panovlm.checkpoint.averages import Weights
-from panovlm.checkpoint.fields import RESAMPLER, FieldMap, bears, defaults, nest
+from panovlm.checkpoint.fields import RESAMPLER, FieldMap, bears, defaults, nest, typed
 from panovlm.checkpoint.formats import Header, read_header
 from panovlm.checkpoint.infer import Inferred, infer
 from panovlm.checkpoint.keys import map_keys
@@ -35,11 +35,11 @@ from panovlm.checkpoint.settle_backbones import (
 from panovlm.checkpoint.settling import OVERRIDE, Prefer, Settling, kind_of, plain
 from panovlm.checkpoint.shapes import Observed
 from panovlm.checkpoint.sources import Claims, DocumentReader
+from panovlm.config.fields import canonical_type
 from panovlm.config.legacy import ORIGINAL_DEFAULTS
 from panovlm.config.load import apply_recipe_overrides
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError
-from panovlm.models.resamplers import recipe as resampler_recipe
 
 __all__ = ["Conflict", "Prefer", "Resolution", "Source", "resolve"]
 
@@ -188,11 +188,11 @@ def _stated(overrides: Mapping[str, Any], resampler_type: str) -> dict[str, Any]
 
 def _settle(settling: Settling) -> None:
     """Decide the type of the resampler, then every field that this type has."""
-    _settle_field(settling, TYPE, "mlp")
+    _settle_type(settling)
     _check_dialect(settling)
     if settling.prefer is None:
         settling.conflicts += _rivals(settling)
-    known = defaults(str(settling.values[TYPE]))
+    known = defaults(_architecture(settling))
     if settling.keys.layout == "original":
         known |= {name: value for name, value in ORIGINAL_DEFAULTS.items() if name in known}
     known[LAYOUT] = settling.keys.layout
@@ -202,6 +202,20 @@ def _settle(settling: Settling) -> None:
     for name in BACKBONES:
         settle_backbone(settling, name)
     settle_image_size(settling)
+
+
+def _settle_type(settling: Settling) -> None:
+    """Decide the architecture; one that nobody knows leaves the word to the weights."""
+    _settle_field(settling, TYPE, "mlp")
+    if canonical_type(settling.values[TYPE]) is None:
+        observed = settling.inferred.fields[TYPE]
+        settling.set(TYPE, observed.value, Source("weights", observed.evidence))
+
+
+def _architecture(settling: Settling) -> str:
+    """Return the canonical architecture, as far as it is decided."""
+    decided = canonical_type(settling.values.get(TYPE))
+    return decided or settling.inferred.resampler.name
 
 
 def _check_dialect(settling: Settling) -> None:
@@ -226,7 +240,8 @@ def _settle_field(settling: Settling, name: str, default: Any) -> None:
         else:
             settling.set(name, observed.value, Source("weights", observed.evidence))
         return
-    value, source = claim.values[name], Source(kind_of(claim), claim.origin)
+    value = typed(name, claim.values[name], _architecture(settling))
+    source = Source(kind_of(claim), claim.origin)
     if observed is not None and not _agrees(settling.inferred, name, value, observed):
         value = settling.contradict(name, value, claim.origin, observed)
         if settling.prefer == "weights":
@@ -262,8 +277,8 @@ def _agrees(inferred: Inferred, name: str, claimed: Any, observed: Observed) -> 
     """Tell whether a claim can be true of these weights."""
     if name.startswith(f"{RESAMPLER}."):
         return inferred.resampler.agrees(name.removeprefix(f"{RESAMPLER}."), claimed, inferred.seen)
-    if name == TYPE and isinstance(claimed, str):
-        return resampler_recipe(claimed).name == observed.value
+    if name == TYPE:
+        return canonical_type(claimed) == observed.value
     if name == TARGETS:
         # A target that names no layer of this language model was never adapted.
         return {str(target).rpartition(".")[2] for target in claimed} >= set(observed.value)

@@ -8,6 +8,7 @@ from panovlm.checkpoint.backbones import (
     UNNAMED,
     named_config,
     named_processor,
+    processed_size,
     resized,
     vision_part,
 )
@@ -55,8 +56,18 @@ def settle_backbone(settling: Settling, name: str) -> None:
 
 
 def settle_image_size(settling: Settling) -> None:
-    """Take the tower's own image size where none is stated."""
+    """Take the tower's own image size where none is stated.
+
+    The original asked the tower's image processor first. (DINOv2 was trained on pictures of 518
+    pixels, and its processor gives 224.)
+    """
     if settling.values.get(IMAGE_SIZE) is not None:
+        return
+    processor = settling.values.get(PROCESSOR) if settling.keys.layout == "original" else None
+    given = None if processor is None else processed_size(processor)
+    if given is not None:
+        source = settling.sources[PROCESSOR]
+        settling.set(IMAGE_SIZE, given, Source(source.kind, f"the processor's ({source.detail})"))
         return
     tower = settling.values.get(VISION) or {}
     observed = settling.inferred.fields.get(f"{VISION}.image_size")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from panovlm.checkpoint.infer import Inferred
-from panovlm.checkpoint.keys import KeyMap
+from panovlm.checkpoint.keymap import KeyMap
 from panovlm.checkpoint.resolution import Conflict, Source, SourceKind
 from panovlm.checkpoint.shapes import Observed
 from panovlm.checkpoint.sources import Claims

@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score the predictions that --csv-input holds, without a model",
     )
     parser.add_argument("--log-samples", action="store_true", help="print answers as well")
+    parser.add_argument("--log-interval", type=positive, default=1, help="print every nth answer")
     parser.add_argument("--log-max-samples", type=positive, default=50, help="how many to print")
     add_loading_options(parser)
     add_device_options(parser)
@@ -105,7 +106,7 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
         fresh=options.fresh,
     )
     if options.log_samples:
-        for answer in result.answers[: options.log_max_samples]:
+        for answer in result.answers[:: options.log_interval][: options.log_max_samples]:
             said = answer.prediction if answer.reason is None else f"FAILED: {answer.reason}"
             print(f"[{answer.question.sample_id}] {answer.question.query} -> {said}")
     _print_scores(result.scores)

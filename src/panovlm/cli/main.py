@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 on success, 1 when a check came out negative, 2 on an error, 130 when interrupted.
+        0 on success, 1 when a check came out negative, 2 on an error, 130 when interrupted, 141
+        when the reader of the output went away.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(next((word for word in arguments if word in COMMANDS), None))
@@ -36,14 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command is None:
             parser.print_help()
             return 2
-        return _module(options.command).run(options)
+        code = _module(options.command).run(options)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output went away (`panovlm inspect … | head`).
+        # `panovlm inspect … | head`. What was not printed may not have been done either.
         sys.stdout = None
-        return 0
+        return 128 + signal.SIGPIPE
     except (PanoVLMError, OSError) as error:
         if "--debug" in arguments:
             raise

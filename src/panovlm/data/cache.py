@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,10 +16,17 @@ from torch import Tensor
 
 from panovlm.data.samples import Sample
 from panovlm.errors import DataError
-from panovlm.panorama.image import read_panorama
+from panovlm.panorama.image import check_panorama, read_panorama
 from panovlm.panorama.pipeline import ViewPipeline
 
 _logger = logging.getLogger(__name__)
+
+_MEND = (
+    "Mend or remove the row, or set data.skip_unreadable_images to leave out rows whose image "
+    "cannot be read"
+)
+_SHOWN = 5
+"""How many faults an error spells out."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -65,10 +73,7 @@ def load_views(sample: Sample, pipeline: ViewPipeline) -> NDArray[np.uint8]:
     try:
         return pipeline.render(read_panorama(sample.image))
     except DataError as error:
-        raise DataError(
-            f"{sample.source}: {error}. Mend or remove the row, or set "
-            "data.skip_unreadable_images to leave out rows whose image cannot be read"
-        ) from error
+        raise DataError(f"{sample.source}: {error}. {_MEND}") from error
 
 
 def readable(samples: Sequence[Sample], threads: int) -> list[Sample]:
@@ -80,7 +85,7 @@ def readable(samples: Sequence[Sample], threads: int) -> list[Sample]:
         DataError: No image can be read.
     """
     first = _first_rows(samples)
-    faults = _parallel(_fault, list(first), threads)
+    faults = _parallel(partial(_fault, read_panorama), list(first), threads)
     bad = {image: fault for image, fault in zip(first, faults, strict=True) if fault}
     kept = [sample for sample in samples if sample.image not in bad]
     if not bad:
@@ -96,6 +101,28 @@ def readable(samples: Sequence[Sample], threads: int) -> list[Sample]:
     return kept
 
 
+def require_readable(samples: Sequence[Sample], threads: int) -> None:
+    """Refuse images that cannot be read before anything is done with the others.
+
+    Files are looked at, not decoded (see :func:`~panovlm.panorama.image.check_panorama`).
+
+    Raises:
+        DataError: An image cannot be read; the rows that name it first stand in the message.
+    """
+    first = _first_rows(samples)
+    faults = _parallel(partial(_fault, check_panorama), list(first), threads)
+    told = zip(first.values(), faults, strict=True)
+    bad = [f"{sample.source}: {fault}" for sample, fault in told if fault]
+    if len(bad) == 1:
+        raise DataError(f"{bad[0]}. {_MEND}")
+    if bad:
+        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        listed = "\n  ".join(bad[:_SHOWN])
+        raise DataError(
+            f"{len(bad)} of {len(first)} images cannot be read:\n  {listed}{more}\n{_MEND}"
+        )
+
+
 def _first_rows(samples: Sequence[Sample]) -> dict[Path, Sample]:
     """Return the images, each with the first sample about it."""
     first: dict[Path, Sample] = {}
@@ -104,10 +131,10 @@ def _first_rows(samples: Sequence[Sample]) -> dict[Path, Sample]:
     return first
 
 
-def _fault(image: Path) -> str:
+def _fault(read: Callable[[Path], object], image: Path) -> str:
     """Return why an image cannot be read; empty when it can."""
     try:
-        read_panorama(image)
+        read(image)
     except DataError as error:
         return str(error)
     return ""

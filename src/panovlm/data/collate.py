@@ -48,11 +48,7 @@ def collate(items: Sequence[Item], pad_id: int) -> Batch:
         batch["attention_mask"] = _padded([[1] * len(row) for row in ids], 0)
         batch["labels"] = _padded(labels, IGNORED)
         if any("segments" in item for item in items):
-            alone = ([0] * len(row) for row in ids)
-            segments = [
-                item.get("segments", zeros) for item, zeros in zip(items, alone, strict=True)
-            ]
-            batch["segments"] = _padded(segments, -1)
+            batch["segments"] = _padded([_segments(item) for item in items], -1)
     return batch
 
 

@@ -133,9 +133,7 @@ def _defaults_fail(bare: Path, console: Console) -> None:
     preset = RESAMPLER_CONFIGS[resolution.config.models.resampler_type]
     models = resolution.config.models.model_copy(update={"resampler_config": preset})
     model = build_empty(resolution.config.model_copy(update={"models": models.model_dump()}))
-    stored = {
-        name: resolution.header.tensors[file].shape for name, file in resolution.keys.files.items()
-    }
+    stored = resolution.shapes
     for name, tensor in model.state_dict().items():
         if name in stored and tuple(tensor.shape) != stored[name]:
             console.print(

@@ -16,7 +16,7 @@ from typing import Any
 
 from panovlm.checkpoint.atomic import write_bytes, write_json
 from panovlm.errors import DataError
-from panovlm.evaluation.answers import Answer, Question, groups_of
+from panovlm.evaluation.answers import GROUP_COLUMNS, Answer, Question, groups_of
 
 COLUMNS = (
     "sample_id",
@@ -29,7 +29,8 @@ COLUMNS = (
     "is_error",
     "is_empty",
 )
-"""Columns of the table of predictions; lengths are words between white space."""
+"""Columns of the table of predictions; lengths are words between white space. Behind them stand
+the groups of the questions, if any has one."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,14 @@ def output_paths(folder: Path, prefix: str, when: datetime) -> OutputPaths:
 
 
 def write_predictions(path: Path, answers: Iterable[Answer]) -> None:
-    """Write the table of predictions; a failed sample has no prediction and ``is_error`` True."""
+    """Write the table of predictions; a failed sample has no prediction and ``is_error`` True.
+
+    The groups go with it, so that scores computed from the table alone are the same.
+    """
+    answers = list(answers)
+    groups = [name for name in GROUP_COLUMNS if any(name in a.question.groups for a in answers)]
     text = io.StringIO(newline="")
-    text.write(",".join(COLUMNS) + "\n")
+    text.write(",".join((*COLUMNS, *groups)) + "\n")
     # Texts are always quoted: the writer would leave a lone carriage return bare.
     table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for answer in answers:
@@ -77,6 +83,7 @@ def write_predictions(path: Path, answers: Iterable[Answer]) -> None:
                 len(reference.split()),
                 answer.is_error,
                 answer.is_empty,
+                *(question.groups.get(name, "") for name in groups),
             )
         )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,9 @@ GROUP_NAMES: Mapping[str, str] = {
 }
 """Headings of the groups that the accuracy is broken down by."""
 
+LABEL_NAMES: Mapping[str, Mapping[str, str]] = {"seam": {"0": "no", "1": "yes"}}
+"""Labels of a group that need other words for a reader."""
+
 
 @dataclass(frozen=True)
 class ConfigField:
@@ -180,8 +183,8 @@ class Verdict:
 def verdict(scores: Scores) -> Verdict:
     """Sum up an evaluation.
 
-    The number is the accuracy; where no answer matches exactly, as with captions, it is the first
-    of ROUGE-L and CIDEr that was computed.
+    The number is the accuracy. Where no answer matches exactly, and nothing says that the questions
+    have one right answer, it is the first of ROUGE-L and CIDEr that was computed.
     """
     complete = scores.total > 0 and scores.scored == scores.total
     lost = [
@@ -199,7 +202,7 @@ def verdict(scores: Scores) -> Verdict:
     )
     accuracy = scores.metrics.get("accuracy")
     exact = accuracy.result if accuracy else NotComputed("not asked for")
-    if isinstance(exact, Score) and (exact.value > 0 or not _caption_score(scores)):
+    if isinstance(exact, Score) and (judges_answers(scores) or not _caption_score(scores)):
         sentence = "of the answers are exactly right"
         if exact.interval:
             low, high = (100 * end for end in exact.interval)
@@ -215,9 +218,14 @@ def verdict(scores: Scores) -> Verdict:
 
 
 def judges_answers(scores: Scores) -> bool:
-    """Whether right and wrong mean something here: at least one answer matches exactly."""
+    """Whether right and wrong mean something here.
+
+    They do where at least one answer matches exactly, or where the table gives the kinds of its
+    questions, and not all are captions.
+    """
     found = scores.metrics.get("accuracy")
-    return found is not None and isinstance(found.result, Score) and found.result.value > 0
+    matches = found is not None and isinstance(found.result, Score) and found.result.value > 0
+    return matches or bool(scores.groups.get("kind"))
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -242,6 +250,7 @@ def render_report(data: ReportData) -> str:
         verdict=verdict(data.scores),
         notes=METRIC_NOTES,
         group_names=GROUP_NAMES,
+        label_names=LABEL_NAMES,
         state=partial(_state, judged=judged),
         counts=Counter(_state(answer, judged=judged) for answer in shown),
         shown=len(shown),

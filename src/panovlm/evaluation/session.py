@@ -95,8 +95,8 @@ def run_evaluation(
 
     Raises:
         ConfigError: the model has no tokenizer.
-        DataError: a table cannot be read, the results cannot be written, or an unfinished
-            evaluation belongs to another model.
+        DataError: a table cannot be read, not one question could be asked, the results cannot be
+            written, or an unfinished evaluation belongs to another model.
     """
     resolution = model.resolution
     assert resolution is not None
@@ -110,7 +110,7 @@ def run_evaluation(
     }
     started = datetime.now()
     chat = model.chat()
-    _make_folder(folder)
+    made = _make_folder(folder)
     unfinished = folder / f".{prefix}_unfinished.jsonl"
     pipeline = ViewPipeline(model.recipe.image_processing)
     with Ledger(unfinished, identity, fresh=fresh) as ledger:
@@ -123,6 +123,15 @@ def run_evaluation(
             batch_size=batch_size,
             ledger=ledger,
             progress=progress,
+        )
+    if all(answer.is_error for answer in answers):
+        unfinished.unlink()
+        for empty in made:
+            empty.rmdir()
+        raise DataError(
+            f"none of the {len(answers)} questions of {', '.join(tables)} could be asked; the "
+            f"first one: {answers[0].reason}. Correct the table, or name the base of its image "
+            "paths with --data-dir."
         )
     scores = score_answers(answers)
     paths = output_paths(folder, prefix, started)
@@ -139,8 +148,13 @@ def run_evaluation(
     return Evaluation(answers, scores, paths)
 
 
-def _make_folder(folder: Path) -> None:
-    """Make the folder of the results before anything is computed."""
+def _make_folder(folder: Path) -> list[Path]:
+    """Make the folder of the results before anything is computed.
+
+    Returns:
+        The folders that were not there before, innermost first.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -148,6 +162,7 @@ def _make_folder(folder: Path) -> None:
             f"the results cannot be written to {folder}: {error.strerror}; choose another folder "
             "with --output-dir."
         ) from error
+    return missing
 
 
 def _report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -25,6 +26,9 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 """What Pillow raises for missing, damaged, cut or oversized files, depending on the format."""
+
+_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
+"""Last bytes of a file that was written to its end."""
 
 
 def read_panorama(path: str | Path) -> NDArray[np.uint8]:
@@ -56,6 +60,28 @@ def read_panorama(path: str | Path) -> NDArray[np.uint8]:
             f"at least {MIN_WIDTH} x {MIN_HEIGHT} are needed"
         )
     return pixels
+
+
+def check_panorama(path: str | Path) -> None:
+    """Find out whether :func:`read_panorama` can read a file, without decoding it if possible.
+
+    A JPEG or PNG file with a good header and an end is taken to be whole; damage in between is
+    found only when it is read.
+
+    Raises:
+        DataError: As :func:`read_panorama`.
+    """
+    try:
+        with Image.open(path) as picture:
+            mark, mode, size = _END_MARKS.get(picture.format or ""), picture.mode, picture.size
+        if mark is not None and mode not in ("I", "F") and min(size) >= MIN_WIDTH:
+            with Path(path).open("rb") as file:
+                file.seek(-len(mark), os.SEEK_END)
+                if file.read() == mark:
+                    return
+    except _DECODER_ERRORS:
+        pass  # told below, by what reads it
+    read_panorama(path)
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:

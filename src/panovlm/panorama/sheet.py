@@ -110,6 +110,7 @@ def _overview(erp: Pixels, cuts: list[Cut]) -> Image.Image:
             points = [(x, y) for x, y in part * scale]
             draw.line(points, fill=_colour(number, len(cuts)), width=2)
         x, y = centre[0] % width * scale, centre[1] * scale
+        x = min(max(x, MARK_RADIUS), shown_width - 1 - MARK_RADIUS)  # whole, also on the seam
         while any(math.dist((x, y), mark) < 2 * MARK_RADIUS for mark in marks.values()):
             y += 2 * MARK_RADIUS
         marks[number] = (x, y)

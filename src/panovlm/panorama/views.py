@@ -147,10 +147,7 @@ def anyres(settings: ImageProcessing, size: tuple[int, int]) -> tuple[Shot, ...]
 
 
 def anyres_max(settings: ImageProcessing, size: tuple[int, int]) -> tuple[Shot, ...]:
-    """The whole panorama; its cells in a grid, row by row; perspective views all around.
-
-    Through the tower's processor go no perspective views.
-    """
+    """The whole panorama; its cells in a grid, row by row; perspective views all around."""
     columns = min(6, _patches(settings) // 2)
     rows = min(3, settings.anyres_max_patches // columns)
     cells = [
@@ -166,8 +163,6 @@ def anyres_max(settings: ImageProcessing, size: tuple[int, int]) -> tuple[Shot, 
         for row in range(rows)
         for column in range(columns)
     ]
-    if settings.use_vision_processor:
-        return _whole(), *cells
     rest = settings.anyres_max_patches - rows * columns
     views = [_perspective(i * 360 / rest, settings.fov_deg, size) for i in range(rest)]
     return _whole(), *cells, *views

@@ -19,7 +19,8 @@ from panovlm.models.language.backbone import language_config
 from panovlm.models.language.tokenizer import load_tokenizer, prepare_tokenizer, word_tokenizer
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.views import views_of
-from panovlm.training.freeze import ComponentCount, counts, freeze, trainable_parts
+from panovlm.training.freeze import ComponentCount, counts, freeze, trainable_parts, widen
+from panovlm.training.preflight import adapters_of
 
 COPIES_OF_TRAINED = 3
 """What a trained parameter needs besides itself: gradient and AdamW's two moments."""
@@ -152,11 +153,13 @@ def _texts(settings: Settings) -> list[str] | None:
 def _stage(model: PanoramaVLM, settings: Settings, name: str) -> StagePlan:
     """Prepare the model for a stage, as training would, and count."""
     stage = settings.training.stage_configs[name]
-    adapters = stage.lora or (settings.lora if name == "finetune" else None)
-    if adapters is not None and adapters.use_lora and not model.recipe.lora.use_lora:
+    adapters = adapters_of(settings, name)
+    if adapters is not None and not model.recipe.lora.use_lora:
         model.add_adapters(adapters)
     freeze(model, trainable_parts(name, stage))
     half = settings.environment.precision == "bf16-true"
+    if not half:
+        widen(model)
     memory = sum(
         (1 + COPIES_OF_TRAINED * parameter.requires_grad)
         * parameter.numel()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from rich.table import Table
 from torch import nn
 
+from panovlm.checkpoint.load import convert
 from panovlm.config.schema import StageConfig, Trainable, usually_trainable
 from panovlm.errors import ConfigError
 from panovlm.models.model import PanoramaVLM
@@ -50,19 +52,41 @@ def freeze(model: PanoramaVLM, parts: Trainable) -> None:
         )
 
 
+def widen(model: nn.Module) -> None:
+    """Give components that train in half precision float32 weights.
+
+    A bfloat16 number has eight bits, so that a step smaller than about 1/256 of a weight would be
+    lost in rounding. Adapters have float32 weights in any case, and what lies under them stays.
+    """
+    for component in model.children():
+        trained = (p for p in component.parameters() if p.requires_grad)
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in trained):
+            convert(component, torch.float32)
+
+
 def _unfreeze_vision(model: PanoramaVLM, count: int) -> None:
     """Make the last ``count`` blocks of the tower trainable; -1 means all of it."""
     if count == -1:
         model.vision_backbone.requires_grad_(True)
-        return
+    for block in last_blocks(model, count):
+        block.requires_grad_(True)
+
+
+def last_blocks(model: PanoramaVLM, count: int) -> list[nn.Module]:
+    """Return the last ``count`` blocks of the tower; none for -1, which means all of it.
+
+    Raises:
+        ConfigError: the tower has fewer.
+    """
+    if count == -1:
+        return []
     blocks = model.vision_backbone.blocks()
     if count > len(blocks):
         raise ConfigError(
             f"trainable.vision_blocks is {count}, but the tower has {len(blocks)} blocks; "
             "-1 trains all of it."
         )
-    for block in list(blocks)[len(blocks) - count :]:
-        block.requires_grad_(True)
+    return list(blocks)[len(blocks) - count :]
 
 
 def counts(model: PanoramaVLM) -> list[ComponentCount]:

@@ -10,13 +10,16 @@ import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from panovlm.checkpoint.borrow import put_back
 from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, parse
 from panovlm.checkpoint.save import embedded_entries
 from panovlm.config.schema import StageConfig
 from panovlm.errors import PanoVLMError
+from panovlm.models.language.chat import IGNORED
 from panovlm.models.model import PanoramaVLM
+from panovlm.training.accumulation import ItemMean
 from panovlm.training.freeze import rest_frozen
 from panovlm.training.losses.vicreg import vicreg_overlap_loss
 from panovlm.training.optimizer import build_optimizer, build_scheduler
@@ -58,9 +61,10 @@ class StageModule(lightning.LightningModule):
         self.describe = describe
         self.left_out = left_out
         self.last_val_loss: float | None = None
+        self._mean = ItemMean(settings.accumulate_grad_batches, settings.batch_size)
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
-        """Return the stage's loss of one batch."""
+        """Return the stage's loss of one batch, weighed by what the batch holds."""
         loss = self._loss(batch, "train")
         if not torch.isfinite(loss):
             raise PanoVLMError(
@@ -69,11 +73,15 @@ class StageModule(lightning.LightningModule):
                 "environment.precision to 32-true; continue from last.ckpt with --resume."
             )
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
-        return loss
+        return self._mean.weigh(loss, self._items(batch))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the added gradients those of one mean; clipping comes after this."""
+        self._mean.finish(self.model.parameters())
 
     def validation_step(self, batch: Batch, _index: int) -> None:
-        """Log the stage's loss of one validation batch."""
-        size = len(batch["source"])
+        """Log the stage's loss of one validation batch; its items count alike over all batches."""
+        size = self._items(batch)
         loss = self._loss(batch, "val")
         self.log("val_loss", loss, prog_bar=True, on_epoch=True, batch_size=size, sync_dist=True)
 
@@ -94,6 +102,12 @@ class StageModule(lightning.LightningModule):
             project_text=self.stage == "resampler",
         )
         return output.loss
+
+    def _items(self, batch: Batch) -> int:
+        """Return how many items a loss is the mean of: labelled tokens, or panoramas."""
+        if self.stage == "vision":
+            return len(batch["source"])
+        return int((batch["labels"] != IGNORED).sum())
 
     def _overlap_loss(self, pixel_values: Tensor, split: str) -> Tensor:
         """Return the weighted VICReg loss between neighbouring views."""

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-from panovlm.checkpoint.atomic import write_bytes
+from panovlm.checkpoint.atomic import remove_leftovers, write_bytes
 from panovlm.checkpoint.borrow import NOTHING, find_left_out
 from panovlm.checkpoint.locate import CONFIG, locate
 from panovlm.config.schema import Settings
@@ -22,6 +22,7 @@ from panovlm.data.synthetic import write_scenes
 from panovlm.errors import CheckpointError, ConfigError, PanoVLMError
 from panovlm.training.freeze import counts, table
 from panovlm.training.module import StageModule
+from panovlm.training.preflight import check_later_stages
 from panovlm.training.resume import check_unchanged
 from panovlm.training.rundir import BEST, LAST, experiment_name, move_aside, stage_folder
 from panovlm.training.stage import (
@@ -123,7 +124,10 @@ class _Run:
                 self._tell(f"stage {name}: complete, skipped")
             else:
                 room_for = names if name == names[0] and not resume else ()
-                self._stage(name, folders[name], upstream, resume=resume, room_for=room_for)
+                later = names[names.index(name) + 1 :]
+                self._stage(
+                    name, folders[name], upstream, resume=resume, room_for=room_for, later=later
+                )
             upstream = folders[name]
         return folders[names[-1]]
 
@@ -135,6 +139,7 @@ class _Run:
         *,
         resume: bool,
         room_for: Sequence[str],
+        later: Sequence[str],
     ) -> None:
         """Train one stage; an earlier run gives way only when everything is ready."""
         settings, rows = self.settings, self.tables.of(name)
@@ -147,6 +152,7 @@ class _Run:
         data = stage_data(settings, name, model, rows)
         stage = settings.training.stage_configs[name]
         steps = optimizer_steps(name, stage, data, self.processes)
+        check_later_stages(model, settings, later, self.tables)
         left_out = find_left_out(model) if settings.training.save == "trainable" else NOTHING
         for reference in left_out.references.values():
             self._tell(f"stage {name}: leaves frozen weights to {reference.name}")
@@ -160,7 +166,9 @@ class _Run:
             self._begin(name, folder)
         self._tell(f"stage {name}: writes to {folder}")
         self.console.print(table(counts(model), f"stage {name}"))
-        trainer = stage_trainer(settings, name, folder, rows, self.console, self.processes)
+        trainer = stage_trainer(
+            settings, name, folder, rows, self.console, processes=self.processes, steps=steps
+        )
         module = StageModule(
             model,
             stage=name,
@@ -263,6 +271,7 @@ class _Run:
                 f"the run folder {folder} cannot be made: {error.strerror}; choose another "
                 "paths.runs_dir."
             ) from error
+        remove_leftovers(folder)
         if self.config is not None:
             write_bytes(folder / CONFIG, self.config)
         self.state.begin(name, folder)

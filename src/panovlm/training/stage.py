@@ -29,7 +29,8 @@ from panovlm.models.language.chat import resolve_max_length
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.pipeline import ViewPipeline
 from panovlm.training.checkpoints import AtomicCheckpointIO, CheckpointWriter
-from panovlm.training.freeze import freeze, trainable_parts
+from panovlm.training.freeze import freeze, trainable_parts, widen
+from panovlm.training.preflight import adapters_of, check_interval
 from panovlm.training.progress import ProgressLines
 from panovlm.training.rundir import checkpoint_stem, experiment_name
 from panovlm.training.tables import StageTables, Tables
@@ -67,10 +68,12 @@ def stage_model(
             overrides=_recipe_overrides(settings),
             weights=paths.pretrained_weights if given else None,
         )
-    lora = stage.lora or (settings.lora if name == "finetune" else None)
-    if lora is not None and lora.use_lora and not model.recipe.lora.use_lora:
-        model.add_adapters(lora)
+    adapters = adapters_of(settings, name)
+    if adapters is not None and not model.recipe.lora.use_lora:
+        model.add_adapters(adapters)
     freeze(model, trainable_parts(name, stage))
+    if settings.environment.precision != "bf16-true":
+        widen(model)
     return model.train()
 
 
@@ -124,14 +127,7 @@ def optimizer_steps(name: str, stage: StageConfig, data: PanoramaData, processes
         ConfigError: validations would be further apart than an epoch is long.
     """
     batches = math.ceil(len(data.train_dataloader()) / processes)
-    interval = stage.val_check_interval
-    longest = 1.0 if isinstance(interval, float) else batches
-    if not 0 < interval <= longest:
-        raise ConfigError(
-            f"training.stage_configs.{name}.val_check_interval is {interval}, but an epoch has "
-            f"{batches} batches; give a number of batches from 1 to {batches}, or a fraction of an "
-            "epoch up to 1.0."
-        )
+    check_interval(name, stage, batches)
     return stage.epochs * math.ceil(batches / stage.accumulate_grad_batches)
 
 
@@ -157,9 +153,11 @@ def stage_trainer(
     folder: Path,
     rows: StageTables,
     console: Console,
+    *,
     processes: int,
+    steps: int,
 ) -> lightning.Trainer:
-    """Return Lightning's trainer for a stage, in one of so many training processes."""
+    """Return Lightning's trainer for a stage of so many steps, in one of so many processes."""
     training, stage = settings.training, settings.training.stage_configs[name]
     stem = checkpoint_stem(settings, rows.train_files)
     callbacks: list[lightning.Callback] = [
@@ -185,7 +183,7 @@ def stage_trainer(
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=console.is_terminal,
         use_distributed_sampler=False,
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, max(1, steps // 10)),
     )
 
 

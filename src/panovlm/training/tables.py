@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from panovlm.config.schema import Settings
+from panovlm.data.cache import require_readable
 from panovlm.data.samples import Sample, read_tables
 from panovlm.errors import DataError
 
@@ -31,7 +32,8 @@ class Tables:
         """Return the rows of a stage.
 
         Raises:
-            DataError: the stage has no training table, or a table cannot be used.
+            DataError: the stage has no training table, or a table or an image of it cannot be
+                used.
         """
         data = self._settings.data
         own = self._settings.training.stage_configs[stage].data
@@ -57,9 +59,10 @@ class Tables:
 
     def _rows(self, files: tuple[str, ...]) -> list[Sample]:
         if files not in self._read:
-            self._read[files] = read_tables(
-                files,
-                data_dir=self._settings.paths.data_dir,
-                check_images=not self._settings.data.skip_unreadable_images,
-            )
+            strict = not self._settings.data.skip_unreadable_images
+            data_dir = self._settings.paths.data_dir
+            rows = read_tables(files, data_dir=data_dir, check_images=strict)
+            if strict:
+                require_readable(rows, self._settings.training.num_workers)
+            self._read[files] = rows
         return self._read[files]

@@ -170,7 +170,8 @@ def test_resampler_config_beats_flat_fields() -> None:
         ("bi_mamba", {"num_layers": 3}, {"depth": 3}),
         ("bimamba", {"num_layers": 3, "depth": 2}, {"depth": 2}),
         ("qformer", {"num_layers": 3}, {"num_hidden_layers": 3}),
-        ("mlp", {"hidden_dim": None, "depth": 2}, {"depth": 2}),
+        ("mlp", {"hidden_dim": None, "depth": None}, {"hidden_dim": None}),
+        ("bimamba", {"hidden_dim": None, "depth": 2}, {"depth": 2}),
         (
             "mlp",
             {"depth": 2, "use_ln": False, "dropout": 0.1, "num_views": 8, "hidden_dim": 5},
@@ -335,3 +336,10 @@ def test_notes_and_lines_point_into_the_file() -> None:
     where = translated.lines.describe
     assert where(("models", "resampler_config", "depth")) == "a.yaml:2: models.resampler_depth"
     assert where(("lora", "rank")) == "a.yaml:4: models.lora_r"
+
+
+@pytest.mark.parametrize("folder", [None, ""])
+def test_no_folder_of_results_means_the_usual_one(folder: str | None) -> None:
+    assert translate({"paths": {"eval_dir": folder, "runs_dir": "r"}}).mapping["paths"] == {
+        "runs_dir": "r"
+    }

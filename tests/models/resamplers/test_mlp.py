@@ -39,6 +39,13 @@ def test_layers_are_numbered_as_in_existing_checkpoints() -> None:
     assert names(1, True) == {"mlp.0.weight": (3, 5), "mlp.0.bias": (3,)}
 
 
+@pytest.mark.parametrize(("vision_dim", "latent_dimension"), [(5, 3), (3, 5)])
+def test_an_unset_width_is_that_of_the_wider_side(vision_dim, latent_dimension) -> None:
+    widths = {"vision_dim": vision_dim, "latent_dimension": latent_dimension}
+    module = recipe("mlp").build(MLPSettings(hidden_dim=None, depth=3), **widths)
+    assert module.state_dict()["mlp.3.weight"].shape == (5, 5)
+
+
 def formula(state: dict[str, Tensor], x: Tensor, depth: int, use_ln: bool) -> Tensor:
     step = 3 if use_ln else 2
     for i in range(0, step * (depth - 1), step):

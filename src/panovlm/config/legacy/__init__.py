@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from panovlm.config.legacy.draft import Translated
 from panovlm.config.legacy.names import OLD_MODEL_KEYS, translate
-from panovlm.config.legacy.original import ORIGINAL_DEFAULTS, original_run_mapping
+from panovlm.config.legacy.original import (
+    ORIGINAL_DEFAULTS,
+    original_run_mapping,
+    take_foreign_type,
+)
 
 __all__ = [
     "OLD_MODEL_KEYS",
     "ORIGINAL_DEFAULTS",
     "Translated",
     "original_run_mapping",
+    "take_foreign_type",
     "translate",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 from panovlm.config.fields import canonical_type
 from panovlm.config.legacy.draft import Draft, Translated, split
@@ -150,7 +150,7 @@ def _translate_resampler(draft: Draft, otherwise: str) -> None:
     for key in IDLE_RESAMPLER_KEYS.get(name, ()):
         draft.drop((*config, key), why)
     if name in IDLE_RESAMPLER_KEYS:
-        _drop_nulls(draft, config)
+        _drop_nulls(draft, config, name)
     draft.rename((*config, "latent_dimension"), (*models, "latent_dimension"), old_wins=True)
     for flat, field in FLAT_RESAMPLER.items():
         if field in recipe(name).settings.model_fields:
@@ -159,10 +159,12 @@ def _translate_resampler(draft: Draft, otherwise: str) -> None:
             draft.drop((*models, flat), why)
 
 
-def _drop_nulls(draft: Draft, config: Keys) -> None:
-    """Take out ``null``, which the original wrote for "not given"."""
+def _drop_nulls(draft: Draft, config: Keys, name: str) -> None:
+    """Take out ``null``, which the original wrote for "not given", where it is no value today."""
+    fields = recipe(name).settings.model_fields
     for key in [key for key, value in draft.block(config).items() if value is None]:
-        draft.drop((*config, key), "")
+        if key not in fields or type(None) not in get_args(fields[key].annotation):
+            draft.drop((*config, key), "")
 
 
 def _translate_values(draft: Draft) -> None:
@@ -175,6 +177,9 @@ def _translate_values(draft: Draft) -> None:
     if draft.has(spatial) and draft.get(spatial) not in ("sinusoidal", "none"):
         draft.put(spatial, "none")
         draft.note(spatial, "read as none: only sinusoidal ever added row and column terms")
+    results = ("paths", "eval_dir")
+    if draft.get(results) in (None, ""):  # the original took its default for either
+        draft.drop(results, "the usual folder is taken")
     temperature = ("generation", "temperature")
     if draft.get(temperature) == 0:
         draft.drop(temperature, "0 is read as do_sample: false")

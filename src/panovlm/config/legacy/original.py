@@ -43,16 +43,15 @@ def original_run_mapping(raw: Mapping[str, Any], *, lines: Lines | None = None) 
     """Read the ``config.yaml`` of a run of the original system as that system understood it.
 
     Only what the file fixes is returned, no general defaults, and only the blocks of a
-    :class:`~panovlm.config.schema.Recipe`. Keys that the original ignored are left out.
+    :class:`~panovlm.config.schema.Recipe`. Keys that the original ignored are left out. An
+    architecture that is none of today's is returned as it is written, without its settings.
 
     Args:
         raw: nested mapping of the file; never modified.
         lines: where its keys were written, for notes.
-
-    Raises:
-        ConfigError: the resampler is a perceiver, which was never built.
     """
     draft = Draft(raw, lines)
+    foreign = take_foreign_type(draft.block(("models",)))
     _fill_partial_resampler(draft)
     overridden = _views_of_stages(draft)
     translated = translate(draft.tree, lines=draft.lines)
@@ -64,7 +63,24 @@ def original_run_mapping(raw: Mapping[str, Any], *, lines: Lines | None = None) 
     for key, value in read.block(("training", "stage_configs", "finetune", "lora")).items():
         read.put(("lora", key), value)
     _keep_recipe(read)
+    if foreign is not None:
+        read.put(("models", "resampler_type"), foreign)
     return read.result()
+
+
+def take_foreign_type(models: dict[str, Any]) -> Any:
+    """Take an architecture that is none of today's, and its settings, out of a models block.
+
+    Returns:
+        What stood there (a perceiver, say, which was accepted and never built); ``None`` when the
+        architecture is known or not given.
+    """
+    written = models.get("resampler_type")
+    if written is None or canonical_type(written) is not None:
+        return None
+    for key in ("resampler_type", "resampler_config", *FLAT_RESAMPLER):
+        models.pop(key, None)
+    return written
 
 
 def _resampler_type(draft: Draft) -> str | None:

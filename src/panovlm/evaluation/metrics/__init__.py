@@ -105,8 +105,11 @@ class Scores:
 
 
 def is_correct(answer: Answer) -> bool | None:
-    """Whether a cleaned answer matches its cleaned reference; None when it cannot be scored."""
-    pairs = scorable([answer])
+    """Whether a cleaned answer matches its cleaned reference.
+
+    None when it cannot be scored, and for a caption, which is neither right nor wrong.
+    """
+    pairs = scorable([answer]) if _is_closed(answer) else []
     return is_match(clean(pairs[0][0]), clean_reference(pairs[0][1])) if pairs else None
 
 

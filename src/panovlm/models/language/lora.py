@@ -33,7 +33,25 @@ def attach_lora(language_model: PreTrainedModel, settings: LoRASettings) -> Peft
     """
     if isinstance(language_model, PeftModel):
         raise ConfigError("the language model has adapters already; merge them first.")
-    table = language_model.get_input_embeddings().weight
+    check_targets(language_model, settings)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=cast("int", settings.alpha),  # PEFT only divides it by the rank
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return cast("PeftModel", get_peft_model(language_model, config))
+
+
+def check_targets(language_model: nn.Module, settings: LoRASettings) -> None:
+    """Find out whether adapters can be put where they shall be.
+
+    Raises:
+        ConfigError: a target names no Linear layer, or one tied to the token embeddings.
+    """
+    table = cast("PreTrainedModel", language_model).get_input_embeddings().weight
     linears = {n: m for n, m in language_model.named_modules() if isinstance(m, nn.Linear)}
     unmatched = [t for t in settings.target_modules if not any(_matches(n, t) for n in linears)]
     if unmatched or not settings.target_modules:
@@ -48,15 +66,6 @@ def attach_lora(language_model: PreTrainedModel, settings: LoRASettings) -> Peft
                 f"lora.target_modules: {name} shares its weight with the token embeddings, so "
                 "merging its adapter would change those; leave it out."
             )
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=cast("int", settings.alpha),  # PEFT only divides it by the rank
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.target_modules),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    return cast("PeftModel", get_peft_model(language_model, config))
 
 
 def adapter_effect(model: nn.Module) -> float | None:

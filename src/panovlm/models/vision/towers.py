@@ -1,6 +1,7 @@
 """What a vision tower's tensor names and shapes tell about its configuration.
 
-Names are those below ``vision_backbone.encoder.``. Each family of towers says which names it has
+Names are those below ``vision_backbone.encoder.``; :func:`current_names` translates those of older
+transformers versions. Each family of towers says which names it has
 and lacks, reads its observable sizes, and lists what no shape can show (heads, activation, norm
 epsilon) with the value that its published models have. No torch is imported here.
 """
@@ -8,7 +9,7 @@ epsilon) with the value that its published models have. No torch is imported her
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -28,26 +29,31 @@ _DINOV2_NOW = {
     "output.dense": "o_proj",
 }
 
+_DINOV2_SWIGLU = re.compile(
+    r"^(encoder\.layer\.\d+\.mlp)\.(weights_in|weights_out)\.(weight|bias)$"
+)
+_SWIGLU_NOW = {"weights_in": ("gate_proj", "up_proj"), "weights_out": ("down_proj",)}
 
-def current_names(names: Iterable[str]) -> dict[str, str]:
-    """Return today's name of every tower tensor.
 
-    transformers 5 renamed the attention of DINOv2; the names of SigLIP and CLIP are the same in
-    both. The fused ``mlp.weights_in`` of the SwiGLU variant became two tensors and keeps its name
-    here, because no renaming can express that.
+def current_names(name: str) -> tuple[str, ...]:
+    """Return today's names of a tower tensor.
+
+    transformers 5 renamed parts of DINOv2, and cut the fused matrix of its SwiGLU variant in two;
+    the names of SigLIP and CLIP are the same in both.
 
     Args:
-        names: tensor names below the tower, as transformers 4.x or 5.x writes them.
+        name: tensor name below the tower, as transformers 4.x or 5.x writes it.
 
     Returns:
-        ``{given name: name in the installed transformers}``, in the given order.
+        The name in the installed transformers. Several names are those of equal parts of the
+        tensor, cut along its first axis, in this order.
     """
-    return {name: _current_name(name) for name in names}
-
-
-def _current_name(name: str) -> str:
-    old = _DINOV2_ATTENTION.match(name)
-    return f"{old[1]}.{_DINOV2_NOW[old[2]]}.{old[3]}" if old else name
+    attention, mlp = _DINOV2_ATTENTION.match(name), _DINOV2_SWIGLU.match(name)
+    if attention:
+        return (f"{attention[1]}.{_DINOV2_NOW[attention[2]]}.{attention[3]}",)
+    if mlp:
+        return tuple(f"{mlp[1]}.{today}.{mlp[3]}" for today in _SWIGLU_NOW[mlp[2]])
+    return (name,)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def infer_tower(shapes: Shapes) -> TowerInference:
     """Read a tower's configuration off its tensors.
 
     Args:
-        shapes: the subtree ``vision_backbone.encoder.``, under names of transformers 4.x or 5.x.
+        shapes: the subtree ``vision_backbone.encoder.``, under today's names.
 
     Raises:
         CheckpointError: no known family has these names; the nearest one and what it misses are
@@ -243,23 +249,21 @@ def _read_dinov2(shapes: Shapes, seen: Observations) -> None:
         seen.add("use_mask_token", shapes.has("embeddings.mask_token"))
     seen.add("num_hidden_layers", shapes.count("encoder.layer"))
     layer = "encoder.layer.0."
-    older = layer + "attention.attention.query"
-    query = older if f"{older}.weight" in shapes else layer + "attention.q_proj"
-    shapes.require(f"{query}.weight", (hidden, hidden), "hidden × hidden")
-    seen.add("qkv_bias", shapes.has(f"{query}.bias"))
+    query = layer + "attention.q_proj."
+    shapes.require(query + "weight", (hidden, hidden), "hidden × hidden")
+    seen.add("qkv_bias", shapes.has(query + "bias"))
     _read_dinov2_mlp(shapes, seen, hidden)
 
 
 def _read_dinov2_mlp(shapes: Shapes, seen: Observations, hidden: int) -> None:
     """Read ``mlp_ratio``; SwiGLU layers are two thirds as wide, rounded up to a multiple of 8."""
     mlp = "encoder.layer.0.mlp."
-    gates = {mlp + "gate_proj.weight": 1, mlp + "weights_in.weight": 2}
-    gated = next((name for name in gates if name in shapes), None)
-    name = gated or mlp + "fc1.weight"
+    gated = mlp + "gate_proj.weight" in shapes
+    name = mlp + ("gate_proj.weight" if gated else "fc1.weight")
     if not shapes.has(name):
         raise ContradictionError(f"{shapes.prefix}{name} is absent: the checkpoint is incomplete.")
-    seen.add("use_swiglu_ffn", gated is not None)
-    inner = shapes.dim(name, 0) // gates.get(name, 1)
+    seen.add("use_swiglu_ffn", gated)
+    inner = shapes.dim(name, 0)
     # 4 is the ratio of every published model, so it is tried first: at tiny widths several
     # ratios round to one width, and build the same network.
     for ratio in (4, *range(1, 33)):

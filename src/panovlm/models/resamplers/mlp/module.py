@@ -17,9 +17,10 @@ class MLPResampler(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         width = vision_dim
+        hidden = settings.hidden_dim or max(vision_dim, latent_dimension)
         for _ in range(settings.depth - 1):
-            layers.append(nn.Linear(width, settings.hidden_dim))
-            width = settings.hidden_dim
+            layers.append(nn.Linear(width, hidden))
+            width = hidden
             if settings.use_ln:
                 layers.append(nn.LayerNorm(width))
             layers.append(nn.GELU())

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class MLPSettings(ResamplerSettings):
     """Token-wise MLP: ``depth - 1`` hidden stages (Linear, LayerNorm, GELU), then a Linear."""
 
-    hidden_dim: int = Field(1536, ge=1)
-    """Width of the hidden stages; unused at depth 1."""
+    hidden_dim: int | None = Field(1536, ge=1)
+    """Width of the hidden stages; unused at depth 1. ``null``: the larger one of the vision tower's
+    width and ``latent_dimension``."""
     depth: int = Field(3, ge=1)
     """Number of Linear layers."""
     use_ln: bool = True

@@ -1,0 +1,235 @@
+"""The network: tower, resampler, projector and language model, and the way of tensors through them.
+
+Shapes: ``B`` batch, ``V`` views, ``S`` tokens per view, ``S'`` after the resampler, ``Dv`` vision
+width, ``D`` latent_dimension, ``Dm`` language-model width, ``T`` vision tokens, ``L`` text length.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from panovlm.config.schema import Recipe
+from panovlm.errors import ConfigError
+from panovlm.models.configuration import PanoramaVLMConfig
+from panovlm.models.language.backbone import build_language_model
+from panovlm.models.language.fusion import fuse_vision
+from panovlm.models.language.segments import segment_mask, segment_positions
+from panovlm.models.vision.backbone import VisionBackbone
+from panovlm.models.vision.projector import PanoramaProjector
+from panovlm.models.vision.resampler import ResamplerModule
+from panovlm.models.vision.vicreg import VICRegProjector
+from panovlm.panorama.views import leading_global
+
+
+class PanoramaNetwork(PreTrainedModel):
+    """The parts of a :class:`~panovlm.models.model.PanoramaVLM` and their wiring.
+
+    Args:
+        config: recipe and backbone configurations.
+        encoder: ready-made vision tower to use instead of building one from ``config``.
+        language_model: ready-made language model, likewise.
+
+    Attributes:
+        recipe: everything that decides what the model computes.
+    """
+
+    config_class = PanoramaVLMConfig
+    base_model_prefix = "panovlm"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(
+        self,
+        config: PanoramaVLMConfig,
+        *,
+        encoder: nn.Module | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.recipe: Recipe = config.typed_recipe()
+        models = self.recipe.models
+        self.vision_backbone = VisionBackbone(
+            config.vision_config, use_norm=models.use_vicreg_norm, encoder=encoder
+        )
+        self.resampler_module = ResamplerModule(models, vision_dim=self.vision_backbone.hidden_size)
+        self.vicreg_projector = VICRegProjector(models) if models.use_vicreg_projector else None
+        self.language_model: nn.Module = language_model or build_language_model(config.text_config)
+        width = config.text_config.get_text_config().hidden_size
+        self.leading_global = leading_global(self.recipe.image_processing)
+        self.projector = PanoramaProjector(
+            models, language_dim=width, leading_global=self.leading_global
+        )
+        self.text_projection = nn.Linear(width, width) if models.use_text_projection else None
+        if models.layout != "original":
+            # Present in every checkpoint of this family, so that a file that lost its metadata is
+            # not taken for one of the original system, whose defaults differ.
+            self.register_buffer("layout", torch.ones(1, dtype=torch.uint8))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Do nothing: every module here initialises itself when it is constructed."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the text embedding table."""
+        return cast(Any, self.language_model).get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the text embedding table."""
+        cast(Any, self.language_model).set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the language model's head."""
+        return cast(Any, self.language_model).get_output_embeddings()
+
+    # ------------------------------------------------------------------ vision
+
+    def vision_features(self, pixel_values: Tensor) -> Tensor:
+        """Return the tower's tokens.
+
+        Args:
+            pixel_values: normalised views ``[B, V, 3, h, w]``; ``[B, 3, h, w]`` counts as one view.
+
+        Returns:
+            ``[B·V, S, Dv]``.
+        """
+        views = _as_views(pixel_values)
+        pixels = views.flatten(0, 1)
+        return self.vision_backbone(pixels.to(_dtype(self.vision_backbone)))
+
+    def resampled_features(self, pixel_values: Tensor) -> Tensor:
+        """Return the resampler's tokens ``[B·V, S', D]`` of views ``[B, V, 3, h, w]``."""
+        tokens = self.vision_features(pixel_values)
+        return self.resampler_module(tokens.to(_dtype(self.resampler_module)))
+
+    def vision_tokens(self, pixel_values: Tensor) -> Tensor:
+        """Return what the language model reads, ``[B, T, Dm]``, of views ``[B, V, 3, h, w]``."""
+        tokens = self.resampled_features(pixel_values)
+        num_views = _as_views(pixel_values).shape[1]
+        return self.projector(tokens.to(_dtype(self.projector)), num_views)
+
+    # ------------------------------------------------------------------ language
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        segments: Tensor | None = None,
+        vision_tokens: Tensor | None = None,
+        project_text: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the whole model.
+
+        Args:
+            pixel_values: normalised views ``[B, V, 3, h, w]``.
+            input_ids: text ``[B, L]``; the vision tokens go where the placeholder stands.
+            attention_mask: ``[B, L]``, 1 for text, 0 for padding; absent: all text.
+            labels: ``[B, L]``, -100 where no loss is taken.
+            segments: ``[B, L]``, for several conversations about one panorama in a row: 0 where a
+                token belongs to all of them, 1, 2, ... where to one, -1 at padding. The vision
+                tokens belong to all. Each conversation is computed as if it stood alone.
+            vision_tokens: ``[B, T, Dm]`` computed before, instead of ``pixel_values``.
+            project_text: apply the text projection (stage resampler of models that have one).
+            **kwargs: passed to the language model.
+
+        Returns:
+            ``.logits`` ``[B, T + L - placeholders, vocabulary]``, and ``.loss`` (the language
+            model's shifted cross-entropy) when ``labels`` are given.
+
+        Raises:
+            ConfigError: no text was given.
+        """
+        if input_ids is None:
+            raise ConfigError("forward needs input_ids; for pixels alone use vision_tokens().")
+        inputs = self.fuse(
+            pixel_values,
+            input_ids,
+            attention_mask,
+            labels,
+            segments=segments,
+            vision_tokens=vision_tokens,
+            project_text=project_text,
+        )
+        return self.language_model(**inputs, **kwargs)
+
+    def fuse(
+        self,
+        pixel_values: Tensor | None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        *,
+        segments: Tensor | None = None,
+        vision_tokens: Tensor | None = None,
+        project_text: bool = False,
+        padding_side: Literal["right", "left"] = "right",
+    ) -> dict[str, Tensor]:
+        """Return the language model's inputs with the vision tokens in their place.
+
+        Args:
+            pixel_values: normalised views ``[B, V, 3, h, w]``.
+            input_ids: text ``[B, L]``.
+            attention_mask: ``[B, L]``; absent: all text.
+            labels: ``[B, L]``, -100 where no loss is taken.
+            segments: ``[B, L]``, as for :meth:`forward`.
+            vision_tokens: ``[B, T, Dm]`` computed before, instead of ``pixel_values``.
+            project_text: apply the text projection, where there is one.
+            padding_side: side of rows that end up shorter than others.
+
+        Returns:
+            ``inputs_embeds``, ``attention_mask`` and, when given, ``labels``; with ``segments``
+            also ``position_ids``.
+        """
+        embeds: Tensor = self.get_input_embeddings()(input_ids)
+        if project_text and self.text_projection is not None:
+            embeds = self.text_projection(embeds)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if vision_tokens is None and pixel_values is not None:
+            vision_tokens = self.vision_tokens(pixel_values)
+        if vision_tokens is None:
+            vision_tokens = embeds.new_zeros(embeds.shape[0], 0, embeds.shape[2])
+        fused = fuse_vision(
+            embeds,
+            input_ids,
+            attention_mask,
+            labels,
+            vision_tokens.to(embeds.dtype),
+            placeholder_id=self.config.vision_token_id,
+            fallback=self.recipe.models.vision_token_fallback_position,
+            padding_side=padding_side,
+            segments=segments,
+        )
+        inputs = {"inputs_embeds": fused.inputs_embeds, "attention_mask": fused.attention_mask}
+        if fused.labels is not None:
+            inputs["labels"] = fused.labels
+        if fused.segments is not None:
+            inputs["attention_mask"] = segment_mask(fused.segments, fused.inputs_embeds.dtype)
+            inputs["position_ids"] = segment_positions(fused.segments)
+        return inputs
+
+
+def _as_views(pixel_values: Tensor) -> Tensor:
+    """Return ``[B, V, 3, h, w]``; four dimensions mean one view."""
+    if pixel_values.ndim == 4:
+        return pixel_values.unsqueeze(1)
+    if pixel_values.ndim != 5:
+        raise ConfigError(
+            f"pixel_values has shape {list(pixel_values.shape)}; [B, V, 3, h, w] was expected."
+        )
+    return pixel_values
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    """Return the type of a component's weights (components may be stored in different ones)."""
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())
