@@ -17,8 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panovlm.checkpoint.formats import inert, load_tensors, read_header
-from panovlm.checkpoint.formats.inert import Foreign, Global, unpickle
+from panovlm.checkpoint.formats import inert, load_tensors, names, read_header
+from panovlm.checkpoint.formats.inert import unpickle
+from panovlm.checkpoint.formats.names import Foreign, Global
 from panovlm.errors import CheckpointError
 
 
@@ -95,11 +96,11 @@ def test_nothing_is_imported(tmp_path):
 
 def test_build_cannot_change_the_reader():
     """BUILD and attribute state on a name that the reader knows leave the reader as it was."""
-    rules = dict(inert._APPLY)
+    rules = dict(names._APPLY)
     for name in (b"collections\nOrderedDict", b"torch._utils\n_rebuild_tensor_v2"):
         pickled = b"\x80\x02c" + name + b"\n}X\x08\x00\x00\x00__call__K\x01s\x86b."
         unpickle(pickled.replace(b"\x86b", b"b"), "x")
-    assert rules == inert._APPLY
+    assert rules == names._APPLY
     assert Foreign("a").items is None
 
 

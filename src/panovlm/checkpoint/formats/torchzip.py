@@ -29,7 +29,8 @@ from panovlm.checkpoint.formats.header import (
     attachment_fault,
     contents,
 )
-from panovlm.checkpoint.formats.inert import Foreign, Global, StoredTensor, unpickle
+from panovlm.checkpoint.formats.inert import unpickle
+from panovlm.checkpoint.formats.names import Foreign, Global, StoredTensor
 from panovlm.checkpoint.formats.source import Source
 from panovlm.checkpoint.formats.ziparchive import Record, data_start, read_records
 from panovlm.errors import CheckpointError
