@@ -149,13 +149,14 @@ def describe_storage(reference: Any) -> Storage | Foreign | Global:
     Before version 1.6 torch added a sixth part, a view into another storage, and kept the source
     of a module's class beside it.
     """
-    if type(reference) is not tuple or reference[:1] not in (("storage",), ("module",)):
+    tag, *rest = reference if type(reference) is tuple and reference else (None,)
+    if tag == "module" and len(rest) == 3 and type(rest[0]) is Global:
+        return rest[0]
+    if tag != "storage":
         raise Refused("it refers to outside data in a way that torch does not.")
-    if reference[0] == "module" and len(reference) == 4 and type(reference[1]) is Global:
-        return reference[1]
-    if len(reference) not in (5, 6) or reference[5:] not in ((), (None,)):
+    if len(rest) not in (4, 5) or rest[4:] not in ([], [None]):
         raise Refused("it describes a storage in a way that is not supported.")
-    _, kind, key, _, length = reference[:5]
+    kind, key, _, length = rest[:4]
     if type(kind) is not Global or type(key) is not str or type(length) is not int:
         raise Refused("it describes a storage in a way that torch does not.")
     dtype = _STORAGES.get(kind.name)
