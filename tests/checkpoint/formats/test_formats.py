@@ -28,8 +28,11 @@ def test_content_decides_and_not_the_suffix(tmp_path, suffix, container):
     assert read_header(str(path)).tensors == read_header(path).tensors
 
 
-def legacy(path):
-    torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+def torch_tar(path):
+    """What torch wrote before version 0.1.10 starts with this member."""
+    member = tarfile.TarInfo("sys_info")
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member)
 
 
 def tar(path):
@@ -61,7 +64,7 @@ OTHERS = {
     "random": (random.Random(3).randbytes(1000), "its first bytes are"),
     "zeros": (b"\0" * 1000, "its first bytes are 00 00"),
     "one byte": (b"P", "text file"),
-    "legacy": (legacy, "before version 1.6"),
+    "torch tar": (torch_tar, "torch's tar format from before version 0.1.10"),
     "tar": (tar, "tar archive"),
     "numpy": (lambda path: np.save(path.open("wb"), np.ones(3)), "NumPy"),
     "npz": (lambda path: np.savez(path.open("wb"), a=np.ones(3)), "'a.npy'"),
@@ -115,7 +118,9 @@ def test_folders_of_other_formats_are_named(tmp_path, marker, words):
 
 
 def test_describing_needs_no_torch(tmp_path):
-    torch.save({"state_dict": {"w": torch.ones(1)}, "panovlm_tokenizer": {}}, tmp_path / "x.ckpt")
+    saved = {"state_dict": {"w": torch.ones(1)}, "panovlm_tokenizer": {}}
+    torch.save(saved, tmp_path / "x.ckpt")
+    torch.save(saved, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
     save_file({"w": torch.ones(1)}, tmp_path / "x.safetensors")
     program = (
         "import sys\n"
@@ -127,7 +132,7 @@ def test_describing_needs_no_torch(tmp_path):
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "x.ckpt", tmp_path / "x.safetensors"],
+        [sys.executable, "-c", program, *sorted(tmp_path.iterdir())],
         capture_output=True,
         text=True,
         check=False,
@@ -211,7 +216,20 @@ def safetensors_file(path, monkeypatch):
     save_file(tensors, path, {"k": "v"})
 
 
-@pytest.mark.parametrize("make", [torch_file, safetensors_file])
+def legacy_file(path, monkeypatch):
+    saved = {
+        "epoch": 3,
+        "state_dict": {"a": torch.rand(4, 3), "b": torch.rand(5).half()[1:], "c": torch.ones(())},
+        "hyper_parameters": {"lr": 0.1, "size": (2, 3), "names": ["x", None, True], "n": 70000},
+        "panovlm_tokenizer": {"f": torch.ones(3, dtype=torch.uint8)},
+    }
+    torch.save(saved, path, _use_new_zipfile_serialization=False)
+
+
+MAKERS = [torch_file, safetensors_file, legacy_file]
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_random_damage(tmp_path, monkeypatch, make):
     path = tmp_path / "model.ckpt"
     make(path, monkeypatch)
@@ -223,7 +241,7 @@ def test_random_damage(tmp_path, monkeypatch, make):
     assert set(outcomes) == {"read", "refused"}
 
 
-@pytest.mark.parametrize("make", [torch_file, safetensors_file])
+@pytest.mark.parametrize("make", MAKERS)
 def test_every_truncation(tmp_path, monkeypatch, make):
     path = tmp_path / "model.ckpt"
     make(path, monkeypatch)

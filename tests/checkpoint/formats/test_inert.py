@@ -208,11 +208,12 @@ def test_keys_are_refused_before_they_are_hashed(name):
         unpickle(BOMBS[name], "x")
 
 
-def test_the_number_of_values_is_limited(monkeypatch):
-    monkeypatch.setattr(inert, "_MAX_RARE", 1000)
-    assert unpickle(b"\x80\x02" + b"]" * 999 + b".", "x") == []
+def test_the_number_of_values_is_limited():
+    assert unpickle(b"\x80\x02" + b"]" * 999 + b".", "x", max_values=1000) == []
     with pytest.raises(CheckpointError, match="more than 1000"):
-        unpickle(b"\x80\x02" + b"]" * 1000 + b".", "x")
+        unpickle(b"\x80\x02" + b"]" * 1000 + b".", "x", max_values=1000)
+    with pytest.raises(CheckpointError, match=f"more than {inert.MAX_VALUES}"):
+        unpickle(b"\x80\x02" + b"]" * inert.MAX_VALUES + b".", "x")
 
 
 def test_nested_type_rebuilds_are_bounded():

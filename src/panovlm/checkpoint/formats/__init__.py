@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from panovlm.checkpoint.formats import safetensors, sharded, torchzip, ziparchive
+from panovlm.checkpoint.formats import legacytorch, safetensors, sharded, torchzip, ziparchive
 from panovlm.checkpoint.formats.header import ATTACHMENTS, Contents, Header, TensorInfo
 from panovlm.checkpoint.formats.lookalike import describe_file
 from panovlm.checkpoint.formats.source import Source
@@ -156,4 +156,6 @@ def _reader(source: Source) -> _Reader:
         return torchzip
     if _is_safetensors(head):
         return safetensors
+    if legacytorch.is_legacy(head):
+        return legacytorch
     raise CheckpointError(f"{source.path} is {describe_file(head)}")

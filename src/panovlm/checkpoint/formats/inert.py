@@ -16,24 +16,47 @@ protocol 2.
 from __future__ import annotations
 
 import struct
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from panovlm.checkpoint.formats.instructions import RARE
-from panovlm.checkpoint.formats.names import Foreign, Global, Refused, apply, describe_storage
+from panovlm.checkpoint.formats.names import (
+    Foreign,
+    Global,
+    Refused,
+    Storage,
+    apply,
+    describe_storage,
+)
 from panovlm.errors import CheckpointError
 
-_MAX_RARE = 1_000_000  # instructions outside the tensor descriptions
+MAX_VALUES = 1_000_000
+"""Most instructions outside the tensor descriptions, unless the caller allows more."""
 _MAX_TUPLE_KEYS = 1000
 _LARGEST_INT_KEY = 2**61 - 2  # beyond it, different ints share one hash
 
 
-def unpickle(data: bytes, origin: str, *, values: int | None = None) -> Any:
+class Pickled(NamedTuple):
+    """What one pickle describes.
+
+    Attributes:
+        value: the object, as inert values.
+        end: position after its last byte.
+        storages: the storages that its tensors lie in, by key.
+    """
+
+    value: Any
+    end: int
+    storages: Mapping[str, Storage]
+
+
+def unpickle(data: bytes, origin: str, *, max_values: int = MAX_VALUES) -> Any:
     """Return what the pickle ``data`` describes, as inert values.
 
     Args:
         data: the pickle.
         origin: file and record, for messages.
-        values: how many values it may hold beside tensors; a million if not given.
+        max_values: how many values it may hold beside tensors.
 
     Returns:
         dict, list, tuple, str, int, float, bool, None, and the classes of
@@ -43,17 +66,17 @@ def unpickle(data: bytes, origin: str, *, values: int | None = None) -> Any:
     Raises:
         CheckpointError: the pickle is damaged, or uses what no checkpoint needs.
     """
-    return unpickle_first(data, 0, origin, values=values)[0]
+    return unpickle_first(data, 0, origin, max_values=max_values).value
 
 
 def unpickle_first(
-    data: bytes, start: int, origin: str, *, values: int | None = None
-) -> tuple[Any, int]:
-    """Return what the pickle that starts at ``start`` describes, and where it ends.
+    data: bytes, start: int, origin: str, *, max_values: int = MAX_VALUES
+) -> Pickled:
+    """Return what the pickle describes that starts at ``start`` and may end before ``data`` does.
 
-    Args and errors are those of :func:`unpickle`.
+    Arguments and errors are those of :func:`unpickle`.
     """
-    machine = Machine(data, _MAX_RARE if values is None else values)
+    machine = Machine(data, max_values)
     try:
         return machine.run(start)
     except Refused as refused:
@@ -80,19 +103,20 @@ _u2 = struct.Struct("<H").unpack_from
 class Machine:
     """The stack machine: values, marks into them, and the memo of values met before."""
 
-    def __init__(self, data: bytes, max_rare: int) -> None:
+    def __init__(self, data: bytes, max_values: int) -> None:
         self.data = data
-        self.max_rare = max_rare
+        self.max_values = max_values
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
         self.tuple_keys = 0
 
-    def run(self, position: int) -> tuple[Any, int]:
-        """Follow the program to its end; return the value left on the stack, and the end."""
+    def run(self, position: int) -> Pickled:
+        """Follow the program to its end and return the value left on the stack."""
         data, stack, marks, memo = self.data, self.stack, self.marks, self.memo
         push, pop = stack.append, stack.pop
-        rare, max_rare = 0, self.max_rare
+        rare, max_values = 0, self.max_values
         while True:
             code = data[position]
             position += 1
@@ -126,7 +150,7 @@ class Machine:
             elif code == 0x89:  # NEWFALSE
                 push(False)
             elif code == 0x51:  # BINPERSID
-                stack[-1] = describe_storage(stack[-1])
+                stack[-1] = self.storage(stack[-1])
             elif code == 0x71:  # BINPUT
                 memo[data[position]] = stack[-1]
                 position += 1
@@ -134,18 +158,25 @@ class Machine:
                 push(_u2(data, position)[0])
                 position += 2
             elif code == 0x2E:  # STOP
-                return pop(), position
+                return Pickled(pop(), position, self.storages)
             else:
                 instruction = RARE.get(code)
                 rare += 1
-                if rare > max_rare:
-                    raise Refused(f"it holds more than {max_rare} values beside tensors.")
+                if rare > max_values:
+                    raise Refused(f"it holds more than {max_values} values beside tensors.")
                 if instruction is None:
                     raise Refused(
                         f"its pickle uses instruction 0x{code:02x} at byte {position - 1}, which "
                         "no torch checkpoint contains. It is damaged, or made for another purpose."
                     )
                 position = instruction(self, position)
+
+    def storage(self, reference: Any) -> Storage | Foreign | Global:
+        """Describe a reference to outside data, and remember the storage that it names."""
+        found = describe_storage(reference)
+        if type(found) is Storage and self.storages.setdefault(found.key, found) != found:
+            raise Refused(f"it describes the storage {found.key!r} in two ways.")
+        return found
 
     def since_mark(self) -> list[Any]:
         """Take the values above the last mark off the stack."""

@@ -5,16 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-LEGACY_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
-"""First bytes of a file written by torch before 1.6: its magic number, pickled."""
-
-_RESAVE = (
-    "Where you trust it, open it with torch and save it again: "
-    "torch.save(torch.load(OLD, weights_only=True), NEW)."
-)
+_TORCH_TAR = (b"sys_info", b"pickle", b"tensors", b"storages")  # any may come first
 _AGAIN = "The download went wrong; fetch the file itself."
 _BINARY: tuple[tuple[bytes, str], ...] = (
-    (LEGACY_TORCH, f"in torch's format from before version 1.6. {_RESAVE}"),
     (b"PK\x05\x06", "an empty zip archive. Copy or download it again."),
     (b"\x1f\x8b", "gzip-compressed. Unpack it first."),
     (b"BZh", "bzip2-compressed. Unpack it first."),
@@ -58,6 +51,11 @@ def describe_file(head: bytes) -> str:
         return (
             f"a git-lfs pointer: the file itself{promised} was not downloaded. "
             "Run `git lfs pull` in its repository."
+        )
+    if head[257:262] == b"ustar" and head[:100].rstrip(b"\0") in _TORCH_TAR:
+        return (
+            "in torch's tar format from before version 0.1.10. Where you trust it, open it with "
+            "torch and save it again: torch.save(torch.load(OLD, weights_only=False), NEW)."
         )
     if head[257:262] == b"ustar":
         return f"a tar archive. Unpack it first. {_EXPECTED}"
