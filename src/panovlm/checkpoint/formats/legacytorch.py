@@ -106,7 +106,7 @@ def _records(
                 f"{source.path} is truncated: storage {key!r} ends at byte {position + size}, and "
                 f"the file has {source.size}. Copy it again or take the checkpoint before it."
             )
-        yield key, Record(position, size, crc=0, stored=True)
+        yield key, Record(position, size, packed=size, crc=0, stored=True)
         position += size
     if position != source.size:
         raise _damaged(source, f"{source.size - position} bytes follow its last storage")
