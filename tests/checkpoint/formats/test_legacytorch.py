@@ -137,7 +137,7 @@ def rewritten(path, change):
 @pytest.mark.parametrize(
     ("index", "value", "words"),
     [
-        (1, 1002, "version 1002"),
+        (1, 1002, "version is 1002"),
         (2, {"little_endian": False}, "big-endian"),
         (2, 3, "big-endian"),
         (4, {"a": 1}, "not named by texts"),

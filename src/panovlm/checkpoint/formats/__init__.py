@@ -5,8 +5,12 @@ whatever the size of the file, without torch and without running anything that t
 ``load_tensors`` maps the weights into memory. ``read_attachments`` returns the embedded files.
 
 The container is told by the file's first bytes, never by its suffix. Supported are archives of
-``torch.save`` and Lightning (:mod:`.torchzip`), safetensors files (:mod:`.safetensors`), and
-indexes of shards in either format (:mod:`.sharded`).
+``torch.save`` and Lightning (:mod:`.torchzip`), what torch wrote before version 1.6
+(:mod:`.legacytorch`), safetensors files (:mod:`.safetensors`), and indexes of shards in these
+formats (:mod:`.sharded`).
+
+A checkpoint may also be a folder, told by the files in it: a distributed checkpoint of torch, such
+as FSDP and Lightning write (:mod:`.dcp`), or one of DeepSpeed (:mod:`.deepspeed`).
 """
 
 from __future__ import annotations
@@ -14,10 +18,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from panovlm.checkpoint.formats import legacytorch, safetensors, sharded, torchzip, ziparchive
+from panovlm.checkpoint.formats import (
+    dcp,
+    deepspeed,
+    legacytorch,
+    safetensors,
+    sharded,
+    torchzip,
+    ziparchive,
+)
 from panovlm.checkpoint.formats.header import ATTACHMENTS, Contents, Header, TensorInfo
 from panovlm.checkpoint.formats.lookalike import describe_file
 from panovlm.checkpoint.formats.source import Source
+from panovlm.checkpoint.formats.split import FolderReader, read_bytes
+from panovlm.checkpoint.formats.zerofiles import is_deepspeed
 from panovlm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -27,6 +41,7 @@ __all__ = [
     "ATTACHMENTS",
     "Header",
     "TensorInfo",
+    "is_checkpoint_folder",
     "load_tensors",
     "read_attachments",
     "read_header",
@@ -47,11 +62,17 @@ class _Reader(Protocol):
         ...
 
 
+def is_checkpoint_folder(path: Path) -> bool:
+    """Tell whether ``path`` is a folder that is one checkpoint as a whole."""
+    return _folder_reader(path) is not None
+
+
 def read_header(path: str | Path) -> Header:
     """Describe a checkpoint without reading its tensors.
 
     Args:
-        path: a checkpoint file, or the ``*.index.json`` of a sharded one.
+        path: a checkpoint file, the ``*.index.json`` of a sharded one, or a folder that is one
+            checkpoint.
 
     Returns:
         Names, shapes, dtypes and everything else that the file says about itself.
@@ -61,6 +82,8 @@ def read_header(path: str | Path) -> Header:
             or one that is truncated, damaged or ambiguous.
     """
     path = Path(path)
+    if folder := _folder_reader(path):
+        return folder.read(path)
     with Source(path) as source:
         if not _is_index(source):
             return _reader(source).read(source).header
@@ -71,9 +94,10 @@ def read_header(path: str | Path) -> Header:
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """Map the weights of a checkpoint into memory.
 
-    Pages are read from the disk when they are touched, and writing to a tensor never changes the
-    file. The file must not be overwritten in place while its tensors live; replacing it by
-    renaming, as :mod:`panovlm.checkpoint.atomic` does, is safe.
+    A tensor that is split over several places of a folder is put together in memory. For all
+    others, pages are read from the disk when they are touched, and writing to a tensor never
+    changes the file. The file must not be overwritten in place while its tensors live; replacing
+    it by renaming, as :mod:`panovlm.checkpoint.atomic` does, is safe.
 
     Args:
         path: as for :func:`read_header`.
@@ -85,10 +109,13 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: as :func:`read_header`.
     """
-    from panovlm.checkpoint.formats.binding import bind
+    from panovlm.checkpoint.formats.binding import bind, gather
 
+    path = Path(path)
+    if folder := _folder_reader(path):
+        return gather(path, folder.tensors(path))
     tensors: dict[str, Tensor] = {}
-    for file in _files(Path(path)):
+    for file in _files(path):
         with Source(file) as source:
             reader = _reader(source)
             tensors |= bind(source, reader.read(source).tensors, reader.data_start)
@@ -106,21 +133,40 @@ def read_attachments(path: str | Path) -> dict[str, bytes]:
     Raises:
         CheckpointError: as :func:`read_header`, or the files exceed 512 MiB together.
     """
+    path = Path(path)
+    if folder := _folder_reader(path):
+        split = folder.attachments(path)
+        _check_total(path, sum(tensor.info.shape[0] for tensor in split.values()))
+        return {name: read_bytes(tensor) for name, tensor in split.items()}
     files: dict[str, bytes] = {}
     total = 0
-    for file in _files(Path(path)):
+    for file in _files(path):
         with Source(file) as source:
             reader = _reader(source)
-            for name, placed in reader.read(source).attachments.items():
-                length = placed.info.shape[0]
-                total += length
-                if total > _MAX_ATTACHMENTS:
-                    raise CheckpointError(
-                        f"{file}: the attachments exceed {_MAX_ATTACHMENTS} bytes."
-                    )
+            found = reader.read(source).attachments
+            total += sum(placed.info.shape[0] for placed in found.values())
+            _check_total(path, total)
+            for name, placed in found.items():
                 start = reader.data_start(source, placed.record) + placed.offset
-                files[name] = source.read(start, length)
+                files[name] = source.read(start, placed.info.shape[0])
     return files
+
+
+def _check_total(path: Path, total: int) -> None:
+    if total > _MAX_ATTACHMENTS:
+        raise CheckpointError(f"{path}: the attachments exceed {_MAX_ATTACHMENTS} bytes.")
+
+
+def _folder_reader(path: Path) -> FolderReader | None:
+    """Choose the reader of a folder, if it is a checkpoint as a whole."""
+    try:
+        if not path.is_dir():
+            return None
+        if dcp.is_dcp(path):
+            return dcp
+        return deepspeed if is_deepspeed(path) else None
+    except (OSError, ValueError):
+        return None  # the reader of a file says what is wrong with the path
 
 
 def _files(path: Path) -> tuple[Path, ...]:

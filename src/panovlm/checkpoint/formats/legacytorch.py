@@ -41,7 +41,8 @@ def read(source: Source) -> Contents:
     """
     (magic, version, system, saved, keys), end, storages = _pickles(source)
     if magic != _MAGIC or version != _VERSION:
-        raise _damaged(source, f"it says it has version {version!r}; {_VERSION} was expected")
+        told = version if type(version) is int else "none"
+        raise _damaged(source, f"its version is {told}; {_VERSION} was expected")
     if type(system) is not dict or system.get("little_endian") is not True:
         raise CheckpointError(
             f"{source.path} was written on a big-endian machine. Convert it there to safetensors, "

@@ -20,18 +20,6 @@ _BINARY: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG", "a PNG image."),
     (b"\xff\xd8\xff", "a JPEG image."),
 )
-_FOLDERS: tuple[tuple[str, str], ...] = (
-    (
-        "latest",
-        "a DeepSpeed folder. Run the zero_to_fp32.py that DeepSpeed put in it, and give the "
-        "file that it writes.",
-    ),
-    (
-        ".metadata",
-        "a distributed checkpoint (DCP) folder. Convert it with "
-        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.",
-    ),
-)
 _EXPECTED = (
     "Expected was a torch .ckpt/.pt/.bin file (zip archive), a .safetensors file, or a "
     "*.index.json that lists shards."
@@ -83,9 +71,12 @@ def _describe_text(head: bytes) -> str:
 def describe_folder(path: Path) -> str:
     """Say that ``path`` is a folder, of which kind, and which of its files could be meant."""
     names = sorted(entry.name for entry in path.iterdir())
-    for marker, words in _FOLDERS:
-        if marker in names:
-            return f"{path} is {words}"
+    if any(name.endswith(".distcp") for name in names):
+        return (
+            f"{path} is an unfinished distributed checkpoint (DCP): its table of contents, "
+            ".metadata, which is written last, is missing. Copy the whole folder or take the "
+            "checkpoint before it."
+        )
     files = [n for n in names if n.endswith((".ckpt", ".pt", ".pth", ".bin", ".safetensors"))]
     files += [n for n in names if n.endswith(".index.json")]
     inside = f"It holds: {', '.join(files[:8])}." if files else "It holds no checkpoint file."

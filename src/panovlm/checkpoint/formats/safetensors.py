@@ -18,6 +18,7 @@ from panovlm.checkpoint.formats.header import (
     attachment_fault,
     contents,
     contiguous_stride,
+    is_shape,
 )
 from panovlm.checkpoint.formats.jsontext import parse_object
 from panovlm.checkpoint.formats.source import Source
@@ -96,6 +97,8 @@ def _place(name: str, entry: Any, data_start: int, origin: str) -> Placement:
     if not _whole(entry["shape"]) or not _whole(entry["data_offsets"]):
         raise CheckpointError(f"{origin} is damaged: {name!r} has sizes that are no numbers.")
     shape, offsets = tuple(entry["shape"]), entry["data_offsets"]
+    if not is_shape(shape):
+        raise CheckpointError(f"{origin} is damaged: {name!r} has a shape that no tensor can have.")
     expected = prod(shape) * ITEMSIZE[dtype]
     if len(offsets) != 2 or offsets[1] - offsets[0] != expected:
         raise CheckpointError(

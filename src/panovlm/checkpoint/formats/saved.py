@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from panovlm.checkpoint.formats.header import (
     ATTACHMENTS,
@@ -24,6 +24,7 @@ from panovlm.checkpoint.formats.header import (
     TensorInfo,
     attachment_fault,
     contents,
+    is_shape,
 )
 from panovlm.checkpoint.formats.names import Foreign, Global, StoredTensor
 from panovlm.checkpoint.formats.source import Source
@@ -41,10 +42,17 @@ TRAINING = (
 """Entries that belong to a training run."""
 _MAX_VALUES = 1_000_000
 _MAX_DEPTH = 100
-_MAX_RANK = 64
 _MAX_SIZE = 1 << 63
 _TENSOR_MAKERS = ("torch._utils._rebuild", "torch._tensor._rebuild", "torch.Tensor")
 _PLAIN = (str, int, float, bool, type(None))
+
+
+class Companions(NamedTuple):
+    """What a saved object holds beside weights; the fields are those of ``Header``."""
+
+    extras: Mapping[str, Any]
+    attachments: Mapping[str, Placement]
+    skipped: tuple[str, ...]
 
 
 class SavedObject:
@@ -89,8 +97,7 @@ class SavedObject:
         if inside:
             rest = {place: rest} if rest else {}
             rest |= {n: v for n, v in entries.items() if n != place}
-        attached = self.attachments(rest.pop(ATTACHMENTS, {}))
-        skipped = tuple(name for name in TRAINING if name in rest)
+        companions = self.companions(rest)
         return contents(
             self.source.path,
             "torch",
@@ -99,12 +106,26 @@ class SavedObject:
                 for name, value in weights.items()
                 if type(value) is StoredTensor
             },
-            attachments=attached,
+            attachments=companions.attachments,
+            extras=companions.extras,
+            skipped=companions.skipped,
+        )
+
+    def companions(self, entries: Mapping[Any, Any]) -> Companions:
+        """Describe the entries that are not the weights.
+
+        Raises:
+            CheckpointError: an embedded file cannot be used, or its bytes are absent.
+        """
+        skipped = tuple(name for name in TRAINING if name in entries)
+        left_out = {*skipped, ATTACHMENTS}
+        return Companions(
             extras={
                 self.plain_key(name): self.plain(value, str(name))
-                for name, value in rest.items()
-                if name not in skipped
+                for name, value in entries.items()
+                if name not in left_out
             },
+            attachments=self.attachments(entries.get(ATTACHMENTS, {})),
             skipped=skipped,
         )
 
@@ -246,21 +267,15 @@ def _holds_tensors(mapping: dict[Any, Any]) -> bool:
 
 def _extent(shape: Any, stride: Any, offset: Any) -> int | None:
     """Return how many elements a view needs its storage to have, or None if it is malformed."""
-    if type(shape) is not tuple or type(stride) is not tuple or type(offset) is not int:
+    if not is_shape(shape) or type(stride) is not tuple or type(offset) is not int:
         return None
-    if len(shape) != len(stride) or len(shape) > _MAX_RANK or not 0 <= offset < _MAX_SIZE:
+    if len(shape) != len(stride) or not 0 <= offset < _MAX_SIZE:
         return None
-    last, empty = offset, False
-    for length, step in zip(shape, stride, strict=True):
-        if type(length) is not int or type(step) is not int:
-            return None
-        if not 0 <= length < _MAX_SIZE or not 0 <= step < _MAX_SIZE:
-            return None
-        empty |= length == 0
-        last += (length - 1) * step
-    if prod(max(length, 1) for length in shape) >= _MAX_SIZE:
+    if any(type(step) is not int or not 0 <= step < _MAX_SIZE for step in stride):
         return None
-    return 0 if empty else last + 1
+    if not prod(shape):
+        return 0
+    return offset + 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
 
 
 def _kind(value: Any) -> str:
