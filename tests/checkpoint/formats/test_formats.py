@@ -109,12 +109,14 @@ def test_paths_that_are_no_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("marker", "words"), [(".metadata", "dcp_to_torch"), ("latest", "zero_to_fp32")]
+    ("name", "words"),
+    [("__0_0.distcp", "unfinished distributed checkpoint"), ("latest", "as DeepSpeed writes it")],
 )
-def test_folders_of_other_formats_are_named(tmp_path, marker, words):
-    (tmp_path / marker).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=words):
-        read_header(tmp_path)
+def test_folders_that_lack_a_part_are_named(tmp_path, name, words):
+    (tmp_path / name).write_bytes(b"global_step1")
+    for read in (read_header, load_tensors, read_attachments):
+        with pytest.raises(CheckpointError, match=words):
+            read(tmp_path)
 
 
 def test_describing_needs_no_torch(tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 ATTACHMENTS = "panovlm_tokenizer"
 """Entry that holds the tokenizer's files as uint8 tensors: a dict of that name in a torch file,
@@ -140,7 +140,7 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def is_shape(value: Any) -> bool:
+def is_shape(value: Any) -> TypeGuard[tuple[int, ...]]:
     """Tell whether ``value`` is a shape that a tensor can have, as a tuple."""
     if type(value) is not tuple or len(value) > _MAX_RANK:
         return False

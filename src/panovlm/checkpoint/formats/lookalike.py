@@ -77,6 +77,11 @@ def describe_folder(path: Path) -> str:
             ".metadata, which is written last, is missing. Copy the whole folder or take the "
             "checkpoint before it."
         )
+    if "latest" in names and (path / "latest").is_file():
+        return (
+            f"{path} holds a file 'latest', as DeepSpeed writes it, but no folder with "
+            "*_model_states.pt, so the save that it names is not there. Copy the whole folder."
+        )
     files = [n for n in names if n.endswith((".ckpt", ".pt", ".pth", ".bin", ".safetensors"))]
     files += [n for n in names if n.endswith(".index.json")]
     inside = f"It holds: {', '.join(files[:8])}." if files else "It holds no checkpoint file."

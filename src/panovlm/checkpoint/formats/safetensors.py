@@ -97,14 +97,14 @@ def _place(name: str, entry: Any, data_start: int, origin: str) -> Placement:
     if not _whole(entry["shape"]) or not _whole(entry["data_offsets"]):
         raise CheckpointError(f"{origin} is damaged: {name!r} has sizes that are no numbers.")
     shape, offsets = tuple(entry["shape"]), entry["data_offsets"]
-    if not is_shape(shape):
-        raise CheckpointError(f"{origin} is damaged: {name!r} has a shape that no tensor can have.")
     expected = prod(shape) * ITEMSIZE[dtype]
     if len(offsets) != 2 or offsets[1] - offsets[0] != expected:
         raise CheckpointError(
             f"{origin} is damaged: {name!r} is {dtype} {list(shape)}, {expected} bytes, but its "
             f"data_offsets are {offsets}."
         )
+    if not is_shape(shape):
+        raise CheckpointError(f"{origin} is damaged: {name!r} has a shape that no tensor can have.")
     return Placement(
         TensorInfo(shape, dtype), contiguous_stride(shape), 0, data_start + offsets[0], expected
     )
