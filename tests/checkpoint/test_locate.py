@@ -33,7 +33,7 @@ def test_order_in_a_folder(touch):
     assert locate(folder).checkpoint.name == "last.ckpt"
     (folder / "last.ckpt").unlink()
     found = locate(folder)
-    assert found.checkpoint.name == "last-v1.ckpt" and found.why == "newest of 2 .ckpt file(s)"
+    assert found.checkpoint.name == "last-v1.ckpt" and found.why == "newest of 2 .ckpt"
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from panovlm.checkpoint.settle_backbones import (
 )
 from panovlm.checkpoint.settling import OVERRIDE, Prefer, Settling, kind_of, plain
 from panovlm.checkpoint.shapes import Observed
+from panovlm.checkpoint.shells import refuse_shells
 from panovlm.checkpoint.sources import Claims, DocumentReader
 from panovlm.config.legacy import ORIGINAL_DEFAULTS
 from panovlm.config.load import apply_recipe_overrides
@@ -70,6 +71,7 @@ def resolve(
     """
     location = locate(Path(path))
     header = read_header(location.checkpoint)
+    refuse_shells(location.checkpoint, header.tensors)
     shapes = {name: info.shape for name, info in header.tensors.items()}
     keys = map_keys(shapes)
     inferred = infer(keys.shapes(shapes))

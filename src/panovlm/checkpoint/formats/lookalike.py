@@ -70,7 +70,18 @@ def _describe_text(head: bytes) -> str:
 
 def describe_folder(path: Path) -> str:
     """Say that ``path`` is a folder, of which kind, and which of its files could be meant."""
+    if unfinished := describe_unfinished(path):
+        return unfinished
     names = sorted(entry.name for entry in path.iterdir())
+    files = [n for n in names if n.endswith((".ckpt", ".pt", ".pth", ".bin", ".safetensors"))]
+    files += [n for n in names if n.endswith(".index.json")]
+    inside = f"It holds: {', '.join(files[:8])}." if files else "It holds no checkpoint file."
+    return f"{path} is a folder; one checkpoint file was expected. {inside}"
+
+
+def describe_unfinished(path: Path) -> str:
+    """Say what a folder lacks that would be one checkpoint, or return an empty text."""
+    names = [entry.name for entry in path.iterdir()]
     if any(name.endswith(".distcp") for name in names):
         return (
             f"{path} is an unfinished distributed checkpoint (DCP): its table of contents, "
@@ -82,7 +93,4 @@ def describe_folder(path: Path) -> str:
             f"{path} holds a file 'latest', as DeepSpeed writes it, but no folder with "
             "*_model_states.pt, so the save that it names is not there. Copy the whole folder."
         )
-    files = [n for n in names if n.endswith((".ckpt", ".pt", ".pth", ".bin", ".safetensors"))]
-    files += [n for n in names if n.endswith(".index.json")]
-    inside = f"It holds: {', '.join(files[:8])}." if files else "It holds no checkpoint file."
-    return f"{path} is a folder; one checkpoint file was expected. {inside}"
+    return ""

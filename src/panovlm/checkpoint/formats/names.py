@@ -123,7 +123,6 @@ _APPLY: dict[str, Callable[..., Any]] = {
     "builtins.frozenset": _first,
     "_codecs.encode": _bytes_of_text,
     "torch.Size": _first,
-    "deepspeed.runtime.zero.config.ZeroStageEnum": _first,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_with_dtype,
