@@ -73,6 +73,12 @@ def zero() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def dcp_writer() -> ModuleType:
+    """Writer of distributed checkpoints."""
+    return _module("dcp_writer")
+
+
+@pytest.fixture(scope="session")
 def backbones(files, tmp_path_factory):
     """Tiny backbones on disk, as ``vision`` and ``language`` folders by short name."""
     return files.write_backbones(tmp_path_factory.mktemp("backbones"))

@@ -71,7 +71,7 @@ class Index:
         if len(self._entries) > _MAX_ENTRIES:
             raise self._damaged(f"it lists {len(self._entries)} entries")
         self._items = dict(self._storage(fields))
-        self._sizes: dict[Path, int] = {}
+        self._files: dict[str, tuple[Path, int]] = {}
         self._used: dict[Path, list[tuple[int, int]]] = {}
         self._chunks = 0
         places = self._names(fields, "planner_data") if fields.get("planner_data") else {}
@@ -133,18 +133,13 @@ class Index:
                 f"{self.path}: {where} was written through an extension of DCP (compression?). "
                 "Load it where it was written, and save it again without extensions."
             )
-        file, span = fields.get("relative_path"), (fields.get("offset"), fields.get("length"))
-        if type(file) is not str:
-            raise self._damaged(f"the file of {where} is not named by a text")
-        path = inside(self.folder, file, named_by=self.path, links=self.path.resolve().parent)
+        path, size = self._file(fields.get("relative_path"))
+        span = (fields.get("offset"), fields.get("length"))
         item = Item(path, *self._numbers(span, f"the place of {where}"))
-        if path not in self._sizes:
-            with Source(path) as source:
-                self._sizes[path] = source.size
-        if item.start + item.length > self._sizes[path]:
+        if item.start + item.length > size:
             raise CheckpointError(
                 f"{path} is truncated: {where} ends at byte {item.start + item.length}, and the "
-                f"file has {self._sizes[path]}. Copy it again or take the checkpoint before it."
+                f"file has {size}. Copy it again or take the checkpoint before it."
             )
         self._used.setdefault(path, []).append((item.start, item.start + item.length))
         return item
@@ -161,6 +156,17 @@ class Index:
                 if start < end:
                     raise self._damaged(f"two entries share the bytes {start} to {end} of {path}")
                 end = stop
+
+    def _file(self, name: Any) -> tuple[Path, int]:
+        """Return the path and the size of a file of the folder."""
+        if type(name) is not str:
+            raise self._damaged("a file is not named by a text")
+        if name not in self._files:
+            links = self.path.resolve().parent
+            path = inside(self.folder, name, named_by=self.path, links=links)
+            with Source(path) as source:
+                self._files[name] = path, source.size
+        return self._files[name]
 
     def _storage(self, fields: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, Any], Any]]:
         stored = fields.get("storage_data")
