@@ -1,6 +1,6 @@
-"""The original system's model and files, for the tests of this folder.
+"""The original system's model and files, and DeepSpeed's, for the tests of this folder.
 
-Tests have no package, so that its two modules are loaded from their files.
+Tests have no package, so that these modules are loaded from their files.
 """
 
 from __future__ import annotations
@@ -64,6 +64,18 @@ def original() -> ModuleType:
 def files() -> ModuleType:
     """Writers of the original system's files."""
     return _module("original_files")
+
+
+@pytest.fixture(scope="session")
+def zero() -> ModuleType:
+    """Writer of DeepSpeed's folders."""
+    return _module("zero_writer")
+
+
+@pytest.fixture(scope="session")
+def dcp_writer() -> ModuleType:
+    """Writer of distributed checkpoints."""
+    return _module("dcp_writer")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from lightning.pytorch.callbacks import WeightAveraging
 from safetensors.torch import save_file
 from torch import nn
@@ -51,6 +52,18 @@ class TestEntries:
     def test_of_their_own(self, entry, live, states, tmp_path):
         path = tmp_path / "last.ckpt"
         torch.save({live: states[0], entry: states[1], "epoch": 3}, path)
+        check(path, states)
+
+    def test_in_an_old_file(self, states, tmp_path):
+        path = tmp_path / "last.ckpt"
+        saved = {"state_dict": states[0], "ema": states[1]}
+        torch.save(saved, path, _use_new_zipfile_serialization=False)
+        check(path, states)
+
+    def test_in_a_distributed_checkpoint(self, states, tmp_path):
+        path = tmp_path / "last.ckpt"
+        saved = {"state_dict": states[0], "ema": states[1]}
+        dcp.save(saved, checkpoint_id=path, no_dist=True)
         check(path, states)
 
     def test_as_lightning_writes_them(self, states, build, tmp_path):

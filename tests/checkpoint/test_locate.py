@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from panovlm.checkpoint.locate import locate
 from panovlm.checkpoint.resolve import resolve
@@ -39,7 +40,7 @@ def test_order_in_a_folder(touch):
     assert locate(folder).checkpoint.name == "last.ckpt"
     (folder / "last.ckpt").unlink()
     found = locate(folder)
-    assert found.checkpoint.name == "last-v1.ckpt" and found.why == "newest of 2 .ckpt file(s)"
+    assert found.checkpoint.name == "last-v1.ckpt" and found.why == "newest of 2 .ckpt"
 
 
 def test_incomplete_files_are_passed_over_and_named(touch):
@@ -51,7 +52,7 @@ def test_incomplete_files_are_passed_over_and_named(touch):
         os.utime(path, ns=(age, age))
     found = locate(folder)
     assert found.checkpoint.name == "epoch1.ckpt"
-    assert found.why == "newest complete of 3 .ckpt file(s)"
+    assert found.why == "newest complete of 3 .ckpt"
     assert [Path(note.split()[0]).name for note in found.passed_over] == [
         "epoch3.ckpt",
         "epoch2.ckpt",
@@ -126,6 +127,61 @@ def test_companions(touch):
 def test_a_tokenizer_saved_beside_the_weights(touch):
     folder = touch("model.safetensors", "tokenizer_config.json", "tokenizer.json")
     assert locate(folder).tokenizer == folder
+
+
+def folders(*paths):
+    """Make distributed checkpoints of increasing age-of-writing."""
+    for second, path in enumerate(paths):
+        dcp.save({"state_dict": {"w": torch.ones(1)}}, checkpoint_id=path, no_dist=True)
+        os.utime(path, (second, second))
+
+
+def test_folders_that_are_checkpoints(touch, tmp_path):
+    folders(tmp_path / "best.ckpt", tmp_path / "epoch=1.ckpt", tmp_path / "epoch=2.ckpt")
+    folder = touch("checkpoint_metadata.json", "tokenizer/tokenizer.json")
+    assert locate(folder).checkpoint == folder / "best.ckpt"
+    for path in (folder, folder / "best.ckpt"):
+        found = locate(path)
+        assert (found.checkpoint, found.folder) == (folder / "best.ckpt", folder)
+        assert found.sidecar == folder / "checkpoint_metadata.json"
+        assert found.tokenizer == folder / "tokenizer"
+    (folder / "best.ckpt").rename(folder / ".hidden.ckpt")
+    found = locate(folder)
+    assert (found.checkpoint.name, found.why) == ("epoch=2.ckpt", "newest of 2 .ckpt")
+    next((folder / "epoch=2.ckpt").glob("*.distcp")).unlink()
+    os.utime(folder / "epoch=2.ckpt", (9, 9))
+    found = locate(folder)
+    assert (found.checkpoint.name, found.why) == ("epoch=1.ckpt", "newest complete of 2 .ckpt")
+    assert "epoch=2.ckpt" in found.passed_over[0]
+
+
+def test_a_folder_that_is_a_checkpoint_holds_its_companions(touch, tmp_path):
+    folders(tmp_path / "step-9")
+    touch("checkpoint_metadata.json", "step-9/config.yaml")
+    found = locate(tmp_path / "step-9")
+    assert found.checkpoint == found.folder == tmp_path / "step-9"
+    assert found.sidecar is None
+    assert found.config == tmp_path / "step-9" / "config.yaml"
+    assert locate(tmp_path).checkpoint == tmp_path / "step-9"
+    assert locate(tmp_path).sidecar == tmp_path / "checkpoint_metadata.json"
+
+
+def test_what_other_trainers_write(touch, tmp_path):
+    folders(tmp_path / "fsdp" / "pytorch_model_fsdp_0", tmp_path / "fsdp" / "optimizer_0")
+    assert locate(tmp_path / "fsdp").checkpoint.name == "pytorch_model_fsdp_0"
+    touch("zero/global_step5/mp_rank_00_model_states.pt", "zero/pytorch_model.bin")
+    (tmp_path / "zero" / "latest").write_text("global_step5")
+    assert locate(tmp_path / "zero").checkpoint == tmp_path / "zero"
+    folders(tmp_path / "step-1", tmp_path / "step-2")
+    with pytest.raises(CheckpointError, match=r"several checkpoints \(step-1, step-2, zero\)"):
+        locate(tmp_path)
+
+
+def test_an_unfinished_folder(touch):
+    folder = touch("last.ckpt/__0_0.distcp")
+    with pytest.raises(CheckpointError, match=r"\.metadata, which is written last, is missing"):
+        locate(folder / "last.ckpt")
+    assert locate(folder).checkpoint == folder / "last.ckpt"  # reading it says what is missing
 
 
 def test_nothing_else_is_taken_for_a_companion(touch):

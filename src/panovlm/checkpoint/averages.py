@@ -52,9 +52,14 @@ def entry_is_averaged(entry: str, entries: Collection[object]) -> bool:
         entry: the entry's name.
         entries: the names of all entries of the file.
     """
-    if _LIGHTNING.issubset(entries):
+    if lightning_averages(entries):
         return entry == "state_dict"
     return entry in ENTRIES
+
+
+def lightning_averages(entries: Collection[object]) -> bool:
+    """Tell by its entries whether Lightning's ``WeightAveraging`` wrote a checkpoint."""
+    return _LIGHTNING.issubset(entries)
 
 
 def is_averaged(segments: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""From a path to one checkpoint file and the files that belong to it."""
+"""From a path to one checkpoint and the files that belong to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from panovlm.checkpoint.formats import fault_of
+from panovlm.checkpoint.formats import fault_of, is_checkpoint_folder
+from panovlm.checkpoint.formats.lookalike import describe_unfinished
 from panovlm.errors import CheckpointError
 
 SIDECAR = "checkpoint_metadata.json"
@@ -28,6 +29,7 @@ WHOLE_MODELS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "pytorch_model_fsdp_0",
 )
 MODEL_CONFIGS = ("model_config.json", "config.json", "panovlm_config.json")
 """Files beside a checkpoint that may hold a whole model configuration, the first one counts."""
@@ -41,13 +43,15 @@ Purpose = Literal["evaluate", "resume"]
 
 @dataclass(frozen=True)
 class Location:
-    """One checkpoint file and its companions (``None``: not there)."""
+    """One checkpoint, a file or a folder, and its companions (``None``: not there)."""
 
     checkpoint: Path
     why: str
-    """Why this file was chosen, for the log."""
+    """Why this one was chosen, for the log."""
     passed_over: tuple[str, ...]
-    """Newer files that were not chosen, each with what is wrong with it."""
+    """Newer ones that were not chosen, each with what is wrong with it."""
+    folder: Path
+    """Where its companions stand."""
     sidecar: Path | None
     config: Path | None
     model_config: Path | None
@@ -71,30 +75,38 @@ class Location:
 def locate(path: Path, purpose: Purpose = "evaluate") -> Location:
     """Find the checkpoint that ``path`` means.
 
-    A folder means its ``best.ckpt``, then ``last.ckpt``, then the newest other checkpoint that is
-    complete (for resuming: ``last.ckpt`` first). Temporary files are never taken. A damaged
-    ``best.ckpt`` is not replaced by another file: it is an error when it is read.
+    A folder means itself where it is one checkpoint as a whole (distributed, DeepSpeed). Any other
+    means its ``best.ckpt``, then ``last.ckpt``, then the newest other checkpoint that is complete
+    (for resuming: ``last.ckpt`` first). Temporary files are never taken. A damaged ``best.ckpt``
+    is not replaced by another one: it is an error when it is read.
+
+    The companions of a file stand beside it, those of a folder in it; of a folder that is named
+    like a file (``last.ckpt``), as Lightning does, beside it too.
 
     Raises:
         CheckpointError: nothing is there.
     """
     passed_over: list[str] = []
-    if path.is_dir():
+    folder = path
+    if is_checkpoint_folder(path):
+        chosen, why = path, NAMED
+        folder = path.parent if path.suffix == ".ckpt" else path
+    elif path.is_dir():
         chosen, why = _choose(path, purpose, passed_over)
     elif path.name in ADAPTER_FILES and path.is_file():
         raise CheckpointError(_adapters_only(path.parent))
     elif path.is_file():
-        chosen, why = path, NAMED
+        chosen, why, folder = path, NAMED, path.parent
     else:
         raise CheckpointError(
             f"{path} does not exist; give a checkpoint file or a folder that holds one."
         )
-    folder = chosen.parent
     tokenizer = folder if (folder / TOKENIZER_CONFIG).is_file() else _folder(folder / TOKENIZER)
     return Location(
         checkpoint=chosen,
         why=why,
         passed_over=tuple(passed_over),
+        folder=folder,
         sidecar=_file(folder / SIDECAR),
         config=_file(folder / CONFIG),
         model_config=next(filter(None, (_file(folder / name) for name in MODEL_CONFIGS)), None),
@@ -107,18 +119,15 @@ def _choose(folder: Path, purpose: Purpose, passed_over: list[str]) -> tuple[Pat
     """Return the checkpoint of a folder and the reason."""
     order = ("best.ckpt", "last.ckpt") if purpose == "evaluate" else ("last.ckpt", "best.ckpt")
     for name in order:
-        if (folder / name).is_file():
+        if (folder / name).exists():
             return folder / name, f"{name} comes first"
     found = [p for p in folder.iterdir() if _is_checkpoint(p)]
     lightning = [p for p in found if p.suffix == ".ckpt"]
     if lightning:
         newest = _newest_complete(folder, lightning, passed_over)
-        return (
-            newest,
-            f"newest{' complete' if passed_over else ''} of {len(lightning)} .ckpt file(s)",
-        )
+        return newest, f"newest{' complete' if passed_over else ''} of {len(lightning)} .ckpt"
     for name in WHOLE_MODELS:
-        if (folder / name).is_file():
+        if folder / name in found or _file(folder / name):
             return folder / name, name
     parts = [folder / name for name in TRAINABLES if (folder / name).is_file()]
     if len(parts) == 1:
@@ -131,7 +140,7 @@ def _choose(folder: Path, purpose: Purpose, passed_over: list[str]) -> tuple[Pat
 
 
 def _newest_complete(folder: Path, files: list[Path], passed_over: list[str]) -> Path:
-    """Return the newest file that is complete; one alone is taken as it is."""
+    """Return the newest checkpoint that is complete; one alone is taken as it is."""
     by_age = sorted(files, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
     if len(by_age) == 1:
         return by_age[0]
@@ -160,6 +169,8 @@ def _nothing_in(folder: Path, found: list[Path]) -> str:
     if found:
         names = ", ".join(sorted(p.name for p in found)[:5])
         return f"{folder} holds several checkpoints ({names}); name one with --checkpoint."
+    if unfinished := describe_unfinished(folder):
+        return unfinished
     below = sorted({p.parent for p in folder.rglob("*.ckpt") if _is_checkpoint(p)})
     if below:
         names = ", ".join(str(p) for p in below[:5])
@@ -171,9 +182,13 @@ def _nothing_in(folder: Path, found: list[Path]) -> str:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Tell whether a file may be a checkpoint: a known suffix, no temporary file, no adapters."""
-    named = path.suffix in SUFFIXES and not path.name.startswith(".")
-    return named and path.name not in ADAPTER_FILES and path.is_file()
+    """Tell whether a path may be a checkpoint: by its suffix or content.
+
+    Neither temporary files are, nor adapters.
+    """
+    if path.name.startswith(".") or path.name in ADAPTER_FILES:
+        return False
+    return (path.suffix in SUFFIXES and path.is_file()) or is_checkpoint_folder(path)
 
 
 def _file(path: Path) -> Path | None:

@@ -67,7 +67,7 @@ def add_metadata(
     """
     resolution = resolve(path, overrides, prefer=prefer, weights=weights)
     resolution.raise_conflicts()
-    sidecar = resolution.path.parent / SIDECAR
+    sidecar = resolution.location.folder / SIDECAR
     text = _document(resolution).to_json().encode()
     complete = sidecar.is_file() and sidecar.read_bytes() == text
     if not complete and not dry_run:

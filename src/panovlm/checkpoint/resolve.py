@@ -34,6 +34,7 @@ from panovlm.checkpoint.settle_backbones import (
 )
 from panovlm.checkpoint.settling import OVERRIDE, Prefer, Settling, kind_of, plain
 from panovlm.checkpoint.shapes import Observed
+from panovlm.checkpoint.shells import refuse_shells
 from panovlm.checkpoint.sources import Claims, DocumentReader
 from panovlm.config.fields import canonical_type
 from panovlm.config.legacy import ORIGINAL_DEFAULTS
@@ -81,6 +82,7 @@ def resolve(
     """
     location = locate(Path(path))
     header = _read(location, weights)
+    refuse_shells(location.checkpoint, header.tensors)
     own = {name: info.shape for name, info in header.tensors.items()}
     file = str(location.checkpoint)
     keys = map_keys(own, weights=weights, averaged=header.averaged, file=file)

@@ -191,11 +191,12 @@ def _report(
 
 
 def _file_identity(path: Path) -> str:
-    """Identify a checkpoint file without reading all of it: size, time and first megabyte."""
-    stat = path.stat()
-    with path.open("rb") as file:
+    """Identify a checkpoint without reading all of it: sizes, times and first megabyte."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [file.stat() for file in files]
+    with files[0].open("rb") as file:
         head = file.read(1 << 20)
-    return digest([stat.st_size, stat.st_mtime_ns, head.hex()])
+    return digest([[[s.st_size, s.st_mtime_ns] for s in stats], head.hex()])
 
 
 def _short(value: Any) -> str:

@@ -17,8 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panovlm.checkpoint.formats import inert, load_tensors, read_header
-from panovlm.checkpoint.formats.inert import Foreign, Global, unpickle
+from panovlm.checkpoint.formats import inert, load_tensors, names, read_header
+from panovlm.checkpoint.formats.inert import unpickle
+from panovlm.checkpoint.formats.names import Foreign, Global
 from panovlm.errors import CheckpointError
 
 
@@ -95,11 +96,11 @@ def test_nothing_is_imported(tmp_path):
 
 def test_build_cannot_change_the_reader():
     """BUILD and attribute state on a name that the reader knows leave the reader as it was."""
-    rules = dict(inert._APPLY)
+    rules = dict(names._APPLY)
     for name in (b"collections\nOrderedDict", b"torch._utils\n_rebuild_tensor_v2"):
         pickled = b"\x80\x02c" + name + b"\n}X\x08\x00\x00\x00__call__K\x01s\x86b."
         unpickle(pickled.replace(b"\x86b", b"b"), "x")
-    assert rules == inert._APPLY
+    assert rules == names._APPLY
     assert Foreign("a").items is None
 
 
@@ -207,11 +208,12 @@ def test_keys_are_refused_before_they_are_hashed(name):
         unpickle(BOMBS[name], "x")
 
 
-def test_the_number_of_values_is_limited(monkeypatch):
-    monkeypatch.setattr(inert, "_MAX_RARE", 1000)
-    assert unpickle(b"\x80\x02" + b"]" * 999 + b".", "x") == []
+def test_the_number_of_values_is_limited():
+    assert unpickle(b"\x80\x02" + b"]" * 999 + b".", "x", max_values=1000) == []
     with pytest.raises(CheckpointError, match="more than 1000"):
-        unpickle(b"\x80\x02" + b"]" * 1000 + b".", "x")
+        unpickle(b"\x80\x02" + b"]" * 1000 + b".", "x", max_values=1000)
+    with pytest.raises(CheckpointError, match=f"more than {inert.MAX_VALUES}"):
+        unpickle(b"\x80\x02" + b"]" * inert.MAX_VALUES + b".", "x")
 
 
 def test_nested_type_rebuilds_are_bounded():

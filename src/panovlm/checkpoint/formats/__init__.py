@@ -5,8 +5,12 @@ whatever the size of the file, without torch and without running anything that t
 ``load_tensors`` maps the weights into memory. ``read_attachments`` returns the embedded files.
 
 The container is told by the file's first bytes, never by its suffix. Supported are archives of
-``torch.save`` and Lightning (:mod:`.torchzip`), safetensors files (:mod:`.safetensors`), and
-indexes of shards in either format (:mod:`.sharded`).
+``torch.save`` and Lightning (:mod:`.torchzip`), what torch wrote before version 1.6
+(:mod:`.legacytorch`), safetensors files (:mod:`.safetensors`), and indexes of shards in these
+formats (:mod:`.sharded`).
+
+A checkpoint may also be a folder, told by the files in it: a distributed checkpoint of torch, such
+as FSDP and Lightning write (:mod:`.dcp`), or one of DeepSpeed (:mod:`.deepspeed`).
 """
 
 from __future__ import annotations
@@ -15,10 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from panovlm.checkpoint.averages import Weights, choose
-from panovlm.checkpoint.formats import safetensors, sharded, torchzip, ziparchive
+from panovlm.checkpoint.formats import (
+    dcp,
+    deepspeed,
+    legacytorch,
+    safetensors,
+    sharded,
+    torchzip,
+    ziparchive,
+)
 from panovlm.checkpoint.formats.header import ATTACHMENTS, Contents, Header, TensorInfo
 from panovlm.checkpoint.formats.lookalike import describe_file
 from panovlm.checkpoint.formats.source import Source
+from panovlm.checkpoint.formats.split import FolderReader, read_bytes
+from panovlm.checkpoint.formats.zerofiles import is_deepspeed
 from panovlm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -29,6 +43,7 @@ __all__ = [
     "Header",
     "TensorInfo",
     "fault_of",
+    "is_checkpoint_folder",
     "load_tensors",
     "read_attachments",
     "read_header",
@@ -49,13 +64,19 @@ class _Reader(Protocol):
         ...
 
 
+def is_checkpoint_folder(path: Path) -> bool:
+    """Tell whether ``path`` is a folder that is one checkpoint as a whole."""
+    return _folder_reader(path) is not None
+
+
 def read_header(path: str | Path, weights: Weights | None = None) -> Header:
     """Describe a checkpoint without reading its tensors.
 
     Args:
-        path: a checkpoint file, or the ``*.index.json`` of a sharded one.
-        weights: which entry is meant where a file has the live weights in one and their running
-            average in another.
+        path: a checkpoint file, the ``*.index.json`` of a sharded one, or a folder that is one
+            checkpoint.
+        weights: which entry is meant where a checkpoint has the live weights in one and their
+            running average in another.
 
     Returns:
         Names, shapes, dtypes and everything else that the file says about itself.
@@ -65,6 +86,8 @@ def read_header(path: str | Path, weights: Weights | None = None) -> Header:
             or one that is truncated, damaged or ambiguous.
     """
     path = Path(path)
+    if folder := _folder_reader(path):
+        return folder.read(path, weights)
     with Source(path) as source:
         if not _is_index(source):
             return _contents(source, weights).header
@@ -73,12 +96,15 @@ def read_header(path: str | Path, weights: Weights | None = None) -> Header:
 
 
 def fault_of(path: str | Path) -> str | None:
-    """Say why a file is no complete checkpoint, or return ``None``: it is one.
+    """Say why a path is no complete checkpoint, or return ``None``: it is one.
 
     Its headers are read; which of two copies of the weights is meant does not matter.
     """
+    path = Path(path)
+    if folder := _folder_reader(path):
+        return _fault_of_folder(folder, path)
     try:
-        with Source(Path(path)) as source:
+        with Source(path) as source:
             if _is_index(source):
                 sharded.read_index(source)
             else:
@@ -88,12 +114,26 @@ def fault_of(path: str | Path) -> str | None:
     return None
 
 
+def _fault_of_folder(reader: FolderReader, path: Path) -> str | None:
+    fault = None
+    meant: tuple[Weights, ...] = ("model", "ema")
+    for weights in meant:
+        try:
+            reader.read(path, weights)
+        except CheckpointError as error:
+            fault = str(error)
+        else:
+            return None
+    return fault
+
+
 def load_tensors(path: str | Path, weights: Weights | None = None) -> dict[str, Tensor]:
     """Map the weights of a checkpoint into memory.
 
-    Pages are read from the disk when they are touched, and writing to a tensor never changes the
-    file. The file must not be overwritten in place while its tensors live; replacing it by
-    renaming, as :mod:`panovlm.checkpoint.atomic` does, is safe.
+    A tensor that is split over several places of a folder is put together in memory. For all
+    others, pages are read from the disk when they are touched, and writing to a tensor never
+    changes the file. The file must not be overwritten in place while its tensors live; replacing
+    it by renaming, as :mod:`panovlm.checkpoint.atomic` does, is safe.
 
     Args:
         path: as for :func:`read_header`.
@@ -106,10 +146,13 @@ def load_tensors(path: str | Path, weights: Weights | None = None) -> dict[str, 
     Raises:
         CheckpointError: as :func:`read_header`.
     """
-    from panovlm.checkpoint.formats.binding import bind
+    from panovlm.checkpoint.formats.binding import bind, gather
 
+    path = Path(path)
+    if folder := _folder_reader(path):
+        return gather(path, folder.tensors(path, weights))
     tensors: dict[str, Tensor] = {}
-    for file in _files(Path(path)):
+    for file in _files(path):
         with Source(file) as source:
             placed = _contents(source, weights).tensors
             tensors |= bind(source, placed, _reader(source).data_start)
@@ -128,21 +171,40 @@ def read_attachments(path: str | Path, weights: Weights | None = None) -> dict[s
     Raises:
         CheckpointError: as :func:`read_header`, or the files exceed 512 MiB together.
     """
+    path = Path(path)
+    if folder := _folder_reader(path):
+        split = folder.attachments(path, weights)
+        _check_total(path, sum(tensor.info.shape[0] for tensor in split.values()))
+        return {name: read_bytes(tensor) for name, tensor in split.items()}
     files: dict[str, bytes] = {}
     total = 0
-    for file in _files(Path(path)):
+    for file in _files(path):
         with Source(file) as source:
             reader = _reader(source)
-            for name, placed in _contents(source, weights).attachments.items():
-                length = placed.info.shape[0]
-                total += length
-                if total > _MAX_ATTACHMENTS:
-                    raise CheckpointError(
-                        f"{file}: the attachments exceed {_MAX_ATTACHMENTS} bytes."
-                    )
+            found = _contents(source, weights).attachments
+            total += sum(placed.info.shape[0] for placed in found.values())
+            _check_total(path, total)
+            for name, placed in found.items():
                 start = reader.data_start(source, placed.record) + placed.offset
-                files[name] = source.read(start, length)
+                files[name] = source.read(start, placed.info.shape[0])
     return files
+
+
+def _check_total(path: Path, total: int) -> None:
+    if total > _MAX_ATTACHMENTS:
+        raise CheckpointError(f"{path}: the attachments exceed {_MAX_ATTACHMENTS} bytes.")
+
+
+def _folder_reader(path: Path) -> FolderReader | None:
+    """Choose the reader of a folder, if it is a checkpoint as a whole."""
+    try:
+        if not path.is_dir():
+            return None
+        if dcp.is_dcp(path):
+            return dcp
+        return deepspeed if is_deepspeed(path) else None
+    except (OSError, ValueError):
+        return None  # the reader of a file says what is wrong with the path
 
 
 def _files(path: Path) -> tuple[Path, ...]:
@@ -189,4 +251,6 @@ def _reader(source: Source) -> _Reader:
         return torchzip
     if _is_safetensors(head):
         return safetensors
+    if legacytorch.is_legacy(head):
+        return legacytorch
     raise CheckpointError(f"{source.path} is {describe_file(head)}")

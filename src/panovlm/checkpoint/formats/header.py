@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 ATTACHMENTS = "panovlm_tokenizer"
 """Entry that holds the tokenizer's files as uint8 tensors: a dict of that name in a torch file,
 tensors named ``panovlm_tokenizer/<file>`` in a safetensors file."""
+
+_MAX_RANK = 64
+_MAX_SIZE = 1 << 63
 
 ITEMSIZE: Mapping[str, int] = {
     "bool": 1,
@@ -56,9 +60,10 @@ class Header:
     """Everything that a checkpoint file says without its tensors' values.
 
     Attributes:
-        path: the file that was read.
-        container: ``"torch"`` (zip archive of ``torch.save`` or Lightning), ``"safetensors"`` or
-            ``"sharded"`` (an index and the files it names).
+        path: the file or folder that was read.
+        container: ``"torch"`` (file of ``torch.save`` or Lightning), ``"safetensors"``,
+            ``"sharded"`` (an index and the files it names), ``"dcp"`` (folder of torch's
+            distributed checkpoints) or ``"deepspeed"`` (folder of DeepSpeed).
         tensors: the weights, in file order. Tied weights are listed under each of their names.
         extras: what else the file holds, as plain Python: dict, list, tuple, str, int, float,
             bool and None. A tensor is shown by its :class:`TensorInfo`; an object of any other
@@ -143,6 +148,15 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= max(length, 1)
     return tuple(reversed(strides))
+
+
+def is_shape(value: Any) -> TypeGuard[tuple[int, ...]]:
+    """Tell whether ``value`` is a shape that a tensor can have, as a tuple."""
+    if type(value) is not tuple or len(value) > _MAX_RANK:
+        return False
+    if any(type(length) is not int or not 0 <= length < _MAX_SIZE for length in value):
+        return False
+    return prod(max(length, 1) for length in value) < _MAX_SIZE
 
 
 def attachment_fault(name: str, placed: Placement) -> str:

@@ -5,16 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-LEGACY_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
-"""First bytes of a file written by torch before 1.6: its magic number, pickled."""
-
-_RESAVE = (
-    "Where you trust it, open it with torch and save it again: "
-    "torch.save(torch.load(OLD, weights_only=True), NEW)."
-)
+_TORCH_TAR = (b"sys_info", b"pickle", b"tensors", b"storages")  # any may come first
 _AGAIN = "The download went wrong; fetch the file itself."
 _BINARY: tuple[tuple[bytes, str], ...] = (
-    (LEGACY_TORCH, f"in torch's format from before version 1.6. {_RESAVE}"),
     (b"PK\x05\x06", "an empty zip archive. Copy or download it again."),
     (b"\x1f\x8b", "gzip-compressed. Unpack it first."),
     (b"BZh", "bzip2-compressed. Unpack it first."),
@@ -26,18 +19,6 @@ _BINARY: tuple[tuple[bytes, str], ...] = (
     (b"\x93NUMPY", "a NumPy array. Save a state dict with torch.save or safetensors."),
     (b"\x89PNG", "a PNG image."),
     (b"\xff\xd8\xff", "a JPEG image."),
-)
-_FOLDERS: tuple[tuple[str, str], ...] = (
-    (
-        "latest",
-        "a DeepSpeed folder. Run the zero_to_fp32.py that DeepSpeed put in it, and give the "
-        "file that it writes.",
-    ),
-    (
-        ".metadata",
-        "a distributed checkpoint (DCP) folder. Convert it with "
-        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.",
-    ),
 )
 _EXPECTED = (
     "Expected was a torch .ckpt/.pt/.bin file (zip archive), a .safetensors file, or a "
@@ -58,6 +39,11 @@ def describe_file(head: bytes) -> str:
         return (
             f"a git-lfs pointer: the file itself{promised} was not downloaded. "
             "Run `git lfs pull` in its repository."
+        )
+    if head[257:262] == b"ustar" and head[:100].rstrip(b"\0") in _TORCH_TAR:
+        return (
+            "in torch's tar format from before version 0.1.10. Where you trust it, open it with "
+            "torch and save it again: torch.save(torch.load(OLD, weights_only=False), NEW)."
         )
     if head[257:262] == b"ustar":
         return f"a tar archive. Unpack it first. {_EXPECTED}"
@@ -84,11 +70,27 @@ def _describe_text(head: bytes) -> str:
 
 def describe_folder(path: Path) -> str:
     """Say that ``path`` is a folder, of which kind, and which of its files could be meant."""
+    if unfinished := describe_unfinished(path):
+        return unfinished
     names = sorted(entry.name for entry in path.iterdir())
-    for marker, words in _FOLDERS:
-        if marker in names:
-            return f"{path} is {words}"
     files = [n for n in names if n.endswith((".ckpt", ".pt", ".pth", ".bin", ".safetensors"))]
     files += [n for n in names if n.endswith(".index.json")]
     inside = f"It holds: {', '.join(files[:8])}." if files else "It holds no checkpoint file."
     return f"{path} is a folder; one checkpoint file was expected. {inside}"
+
+
+def describe_unfinished(path: Path) -> str:
+    """Say what a folder lacks that would be one checkpoint, or return an empty text."""
+    names = [entry.name for entry in path.iterdir()]
+    if any(name.endswith(".distcp") for name in names):
+        return (
+            f"{path} is an unfinished distributed checkpoint (DCP): its table of contents, "
+            ".metadata, which is written last, is missing. Copy the whole folder or take the "
+            "checkpoint before it."
+        )
+    if "latest" in names and (path / "latest").is_file():
+        return (
+            f"{path} holds a file 'latest', as DeepSpeed writes it, but no folder with "
+            "*_model_states.pt, so the save that it names is not there. Copy the whole folder."
+        )
+    return ""

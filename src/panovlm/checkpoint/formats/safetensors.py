@@ -18,6 +18,7 @@ from panovlm.checkpoint.formats.header import (
     attachment_fault,
     contents,
     contiguous_stride,
+    is_shape,
 )
 from panovlm.checkpoint.formats.jsontext import parse_object
 from panovlm.checkpoint.formats.source import Source
@@ -102,6 +103,8 @@ def _place(name: str, entry: Any, data_start: int, origin: str) -> Placement:
             f"{origin} is damaged: {name!r} is {dtype} {list(shape)}, {expected} bytes, but its "
             f"data_offsets are {offsets}."
         )
+    if not is_shape(shape):
+        raise CheckpointError(f"{origin} is damaged: {name!r} has a shape that no tensor can have.")
     return Placement(
         TensorInfo(shape, dtype), contiguous_stride(shape), 0, data_start + offsets[0], expected
     )

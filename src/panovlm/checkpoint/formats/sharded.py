@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from panovlm.checkpoint.formats.header import ATTACHMENTS, Header, TensorInfo
 from panovlm.checkpoint.formats.jsontext import parse_object
-from panovlm.checkpoint.formats.source import Source
+from panovlm.checkpoint.formats.source import Source, inside
 from panovlm.errors import CheckpointError
 
 _MAX_INDEX = 64 << 20
@@ -52,7 +52,8 @@ def read_index(source: Source) -> Index:
     names = sorted(set(map(str, weight_map.values())))
     if any(not isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{source.path} is damaged: weight_map has values that are no names.")
-    shards = tuple(_shard(source.path, name) for name in names)
+    folder, links = source.path.parent, source.path.resolve().parent
+    shards = tuple(inside(folder, n, named_by=source.path, links=links) for n in names)
     return Index(source.path, shards, weight_map, metadata)
 
 
@@ -115,26 +116,3 @@ def _add(
 def _holds(header: Header, name: str) -> bool:
     folder, _, file = name.partition("/")
     return name in header.tensors or (folder == ATTACHMENTS and file in header.attachments)
-
-
-def _shard(index: Path, name: str) -> Path:
-    """Return the path of a shard, which must lie beside the index.
-
-    A model hub's cache keeps the index and the shards as links into one folder of blobs; such
-    links are followed, others out of the folder are not.
-    """
-    path = index.parent / name
-    if "/" in name or "\\" in name or "\0" in name or name in ("", ".", ".."):
-        raise CheckpointError(
-            f"{index} names {name!r} as a shard; only plain names of files beside it are allowed."
-        )
-    try:
-        target, folders = path.resolve(), (index.parent.resolve(), index.resolve().parent)
-    except (OSError, RuntimeError) as error:  # links that point at each other
-        raise CheckpointError(f"{index}: the shard {name} cannot be followed: {error}") from error
-    if target.parent not in folders:
-        raise CheckpointError(
-            f"{index}: the shard {name} is a link to {target}, outside of its folder. "
-            "Copy the shard itself beside the index."
-        )
-    return path

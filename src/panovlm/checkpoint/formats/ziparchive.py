@@ -32,12 +32,14 @@ class Record(NamedTuple):
     Attributes:
         position: where its local header starts.
         size: its length in bytes.
+        packed: its length in the archive, shorter where it is compressed.
         crc: CRC-32 of its bytes; 0 where the writer left it out.
         stored: whether its bytes lie there as they are, neither compressed nor encrypted.
     """
 
     position: int
     size: int
+    packed: int
     crc: int
     stored: bool
 
@@ -64,6 +66,7 @@ def read_records(source: Source) -> dict[str, Record]:
         raise _damaged(
             source, f"it lists {len(records)} different records, not {directory.entries} as it says"
         )
+    _check_apart(source, records)
     return records
 
 
@@ -135,8 +138,17 @@ def _parse(source: Source, directory: _Directory, data: bytes) -> dict[str, Reco
         stored = not method and not flags & 1
         if (stored and packed != size) or position + _LOCAL.size + packed > limit:
             raise _damaged(source, f"record {name!r} ({size} bytes) does not fit into the file")
-        records[name] = Record(position, size, crc, stored)
+        records[name] = Record(position, size, packed, crc, stored)
     return records
+
+
+def _check_apart(source: Source, records: dict[str, Record]) -> None:
+    """Refuse records that share bytes: a few could stand for any number of tensors."""
+    end, before = 0, ""
+    for name, record in sorted(records.items(), key=lambda item: item[1].position):
+        if record.position < end:
+            raise _damaged(source, f"its records {before!r} and {name!r} share bytes")
+        end, before = record.position + _LOCAL.size + record.packed, name
 
 
 def _wide(extra: bytes, size: int, packed: int, position: int) -> tuple[int, int, int]:
