@@ -36,7 +36,7 @@ from panovlm.checkpoint.settling import OVERRIDE, Prefer, Settling, kind_of, pla
 from panovlm.checkpoint.shapes import Observed
 from panovlm.checkpoint.sources import Claims, DocumentReader
 from panovlm.config.legacy import ORIGINAL_DEFAULTS
-from panovlm.config.load import apply_recipe_overrides
+from panovlm.config.recipe_overrides import apply_recipe_overrides
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError
 from panovlm.models.resamplers import recipe as resampler_recipe

@@ -21,7 +21,6 @@ from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.locate import ADAPTER_CONFIG, Location
 from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, is_ours, parse, read_json
 from panovlm.config.legacy import original_run_mapping, translate
-from panovlm.config.load import load_mapping
 from panovlm.config.schema import Layout, Recipe
 from panovlm.errors import CheckpointError
 
@@ -199,7 +198,9 @@ class DocumentReader:
         path = self.location.config
         if path is None:
             return
-        raw, _ = load_mapping(path)
+        from panovlm.config.yaml_text import read_yaml  # most checkpoints have no need of YAML
+
+        raw, _ = read_yaml(path)
         is_original = self.layout == "original"
         translated = original_run_mapping(raw) if is_original else translate(raw)
         values = original.from_run_config(translated.mapping)

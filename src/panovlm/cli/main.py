@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import logging
 import sys
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 on success, 1 when a check came out negative, 2 on an error, 130 when interrupted.
     """
+    # Imports make many objects and hardly any garbage; looking for it takes a tenth of the start.
+    gc.set_threshold(50_000)
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(next((word for word in arguments if word in COMMANDS), None))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

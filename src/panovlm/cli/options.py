@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from panovlm.errors import ConfigError
 
 
@@ -58,15 +56,16 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a pair has no ``=`` or its value is no YAML.
     """
+    if not pairs:
+        return {}
+    from panovlm.config.yaml_text import parse_yaml
+
     found: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
-        if not sign or not name:
+        if not sign or not name.strip():
             raise ConfigError(f"--set {pair}: FIELD=VALUE was expected.")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair}: the value is no YAML ({error}).") from error
+        found[name.strip()], _ = parse_yaml(value, f"--set {name.strip()}")
     return found
 
 
