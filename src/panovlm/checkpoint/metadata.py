@@ -27,10 +27,10 @@ LIBRARIES = ("panovlm", "torch", "transformers", "peft", "lightning", "tokenizer
 
 
 class TrainingRecord(StrictModel):
-    """Where in its training a checkpoint was written."""
+    """Where in its training a checkpoint was written, as far as it is known."""
 
-    epoch: int = 0
-    global_step: int = 0
+    epoch: int | None = None
+    global_step: int | None = None
     val_loss: float | None = None
     stage_config: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
@@ -60,11 +60,14 @@ class CheckpointMetadata(StrictModel):
     fingerprint: str
     """Digest of the weights' names and shapes, see :func:`fingerprint`."""
     amends: str = ""
-    """Digest of the copy inside the checkpoint file that this document corrects: weights are not
-    rewritten for a repair, so that the copy keeps what it says."""
+    """:meth:`identity` of the copy inside the checkpoint file that this document corrects: weights
+    are not rewritten for a repair, so that the copy keeps what it says."""
     recipe: Recipe
     assumed: tuple[str, ...] = ()
     """Fields of the recipe that nobody knew when this document was made from a bare checkpoint."""
+    inferred: dict[str, str] = Field(default_factory=dict)
+    """Fields of the recipe that were read off the weights when this document was made from a bare
+    checkpoint, and the evidence."""
     references: dict[Prefix, Reference] = Field(default_factory=dict)
     """Backbones of which tensors are left out of the file."""
     tokenizer: dict[str, str] = Field(default_factory=dict)
@@ -79,7 +82,14 @@ class CheckpointMetadata(StrictModel):
 
     def digest(self) -> str:
         """Return a digest of the whole document."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:32]
+        return _digest(self.to_json())
+
+    def identity(self) -> str:
+        """Return a digest of the model that the document describes.
+
+        It is the same for every checkpoint of one run, whatever the epoch.
+        """
+        return _digest(f"{self.fingerprint}\n{self.recipe.model_dump_json()}")
 
 
 def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -89,7 +99,11 @@ def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
         shapes: the model's own names (without wrappers and aliases) to shapes.
     """
     lines = sorted(f"{name} {list(shape)}" for name, shape in shapes.items())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+    return _digest("\n".join(lines))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def library_versions() -> dict[str, str]:

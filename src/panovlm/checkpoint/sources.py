@@ -33,6 +33,7 @@ class Claims:
         origin: the document, for messages.
         values: dotted recipe field → plain value.
         assumed: fields that the document itself marks as assumed.
+        inferred: fields that the document itself marks as read off the weights, and the evidence.
         closed: sections of the recipe in which the fields that it does not mention had their
             defaults for certain.
         document: the typed document, when it is one of this format.
@@ -41,6 +42,7 @@ class Claims:
     origin: str
     values: Mapping[str, Any]
     assumed: frozenset[str] = frozenset()
+    inferred: Mapping[str, str] = field(default_factory=dict[str, str])
     closed: frozenset[str] = frozenset()
     document: CheckpointMetadata | None = None
 
@@ -144,7 +146,7 @@ class DocumentReader:
         if is_ours(raw):
             self.found.embedded = parse(raw, f"metadata inside {file}")
         amended = {claim.document.amends for claim in self.found.claims if claim.document}
-        if self.found.embedded is not None and self.found.embedded.digest() in amended:
+        if self.found.embedded is not None and self.found.embedded.identity() in amended:
             return
         self._add_metadata(raw, f"metadata inside {file}")
 
@@ -161,6 +163,7 @@ class DocumentReader:
             origin,
             flatten(document.recipe),
             assumed=frozenset(document.assumed),
+            inferred=document.inferred,
             document=document,
         )
         self.found.claims.append(claim)

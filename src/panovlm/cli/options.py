@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from panovlm.errors import ConfigError
@@ -28,6 +29,15 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         choices=("model", "ema"),
         help="which copy to take where a file holds the live weights and their running average",
     )
+
+
+def loading_choices(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what :func:`add_loading_options` read, as ``resolve`` and its like take it."""
+    return {
+        "overrides": overrides(options.set),
+        "prefer": options.prefer,
+        "weights": options.weights,
+    }
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +77,12 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {pair}: FIELD=VALUE was expected.")
         found[name.strip()], _ = parse_yaml(value, f"--set {name.strip()}")
     return found
+
+
+def about(path: Path, reason: str) -> str:
+    """Return a reason on one line with the file that it is about, which many name themselves."""
+    line = " ".join(reason.split())
+    return line if line.startswith(str(path)) else f"{path}: {line}"
 
 
 def device(name: str) -> str:
