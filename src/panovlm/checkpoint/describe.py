@@ -143,7 +143,7 @@ def _lines(resolution: Resolution) -> Iterator[str]:
         yield f"elsewhere: {prefix}* from {source.name!r}, {source.why}, {digest}"
     yield ""
     table = [
-        (r.field, _short(r.value), ("ASSUMED " if r.assumed else "") + r.source)
+        (r.field, short(r.value), ("ASSUMED " if r.assumed else "") + r.source)
         for r in rows(resolution)
     ]
     table.insert(0, ("field", "value", "source"))
@@ -164,7 +164,7 @@ def _lines(resolution: Resolution) -> Iterator[str]:
     yield f"verdict: {verdict(resolution)[1]}"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """Return a value on one short line."""
     if isinstance(value, dict):
         kind = value.get("model_type")

@@ -86,13 +86,13 @@ def explain(resolution: Resolution, name: str) -> Explanation:
     Raises:
         ConfigError: there is no such field, or several end so.
     """
-    values = _values(resolution)
+    values = field_values(resolution)
     name = FieldMap(values).full_name(name)
     return Explanation(
         checkpoint=str(resolution.path),
         field=name,
         value=values[name],
-        source=str(_source(resolution, name)),
+        source=str(field_source(resolution, name)),
         assumed=name in resolution.assumed,
         observability=observability(resolution, name),
         bearing=bears(name, flatten(resolution.config)),
@@ -144,7 +144,7 @@ def _lines(found: Explanation) -> Iterator[str]:
     yield f"to set it: {found.command}"
 
 
-def _values(resolution: Resolution) -> dict[str, Any]:
+def field_values(resolution: Resolution) -> dict[str, Any]:
     """Return every field with its value, those of backbones' configurations one by one."""
     values = flatten(resolution.config)
     for section in BACKBONES:
@@ -153,7 +153,7 @@ def _values(resolution: Resolution) -> dict[str, Any]:
     return values
 
 
-def _source(resolution: Resolution, name: str) -> Source:
+def field_source(resolution: Resolution, name: str) -> Source:
     """Return a field's source; a backbone's field may have that of its whole configuration."""
     if name in dict(resolution.sources):
         return resolution.sources[name]
@@ -162,7 +162,7 @@ def _source(resolution: Resolution, name: str) -> Source:
 
 def _candidates(resolution: Resolution, name: str, value: Any) -> list[Candidate]:
     """Return what every source says about a field, strongest first, and what became of it."""
-    source = _source(resolution, name)
+    source = field_source(resolution, name)
     disputed = any(conflict.field == name for conflict in resolution.conflicts)
     found: list[Candidate] = []
     taken = False
