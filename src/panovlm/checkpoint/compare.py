@@ -20,9 +20,22 @@ from panovlm.checkpoint.settling import plain
 ABSENT = "not stated"
 """Source of a field that one side does not have."""
 LABELS = frozenset(
-    "transformers_version _name_or_path architectures dtype id2label label2id problem_type "
-    "return_dict output_attentions output_hidden_states use_cache chunk_size_feed_forward "
-    "is_encoder_decoder initializer_range".split()
+    (
+        "_name_or_path",
+        "architectures",
+        "chunk_size_feed_forward",
+        "dtype",
+        "id2label",
+        "initializer_range",
+        "is_encoder_decoder",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "return_dict",
+        "transformers_version",
+        "use_cache",
+    )
 )
 """Entries of a backbone's configuration that decide nothing about what it computes."""
 TOKENIZER_FILES = (
@@ -132,7 +145,7 @@ class Comparison:
             if name in values[0] and name in values[1] and plain(pair[0]) == plain(pair[1]):
                 continue
             told = [
-                str(field_source(side, name)) if name in known else ABSENT
+                _source(side, name) if name in known else ABSENT
                 for side, known in zip(sides, values, strict=True)
             ]
             bearing = any(
@@ -140,6 +153,11 @@ class Comparison:
                 for known, settings in zip(values, flat, strict=True)
             )
             yield Change(name, pair, (told[0], told[1]), bearing)
+
+
+def _source(resolution: Resolution, name: str) -> str:
+    assumed = "ASSUMED " if name in resolution.assumed else ""
+    return f"{assumed}{field_source(resolution, name)}"
 
 
 def tokenizer_digests(resolution: Resolution) -> dict[str, str]:
