@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +10,15 @@ from typing import Any
 from panovlm.checkpoint.document import document
 from panovlm.checkpoint.explain import field_source, field_values
 from panovlm.checkpoint.fields import bears, flatten
-from panovlm.checkpoint.formats import TensorInfo, read_attachments
-from panovlm.checkpoint.locate import TOKENIZER
+from panovlm.checkpoint.formats import TensorInfo
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.settle_backbones import BACKBONES
 from panovlm.checkpoint.settling import plain
+from panovlm.checkpoint.tokenizer_digests import tokenizer_digests
 
 ABSENT = "not stated"
 """Source of a field that one side does not have."""
+OUTPUT_LAYERS = (".lm_head.weight", ".embed_out.weight")
 LABELS = frozenset(
     (
         "_name_or_path",
@@ -38,18 +38,6 @@ LABELS = frozenset(
     )
 )
 """Entries of a backbone's configuration that decide nothing about what it computes."""
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-)
-"""What belongs to the tokenizer where it shares a folder with the weights."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +70,17 @@ class Comparison:
 
     @cached_property
     def only(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names of tensors that only the one, and only the other has."""
+        """Names of tensors that only the one, and only the other has.
+
+        The output layer of a language model that is tied to the token embeddings is no tensor of
+        its own; some formats store it twice.
+        """
         first, second = self._tensors
-        return tuple(n for n in first if n not in second), tuple(
-            n for n in second if n not in first
+        tied = all(map(_ties_output, (self.one, self.other)))
+        counted = [n for n in {**first, **second} if not (tied and n.endswith(OUTPUT_LAYERS))]
+        return (
+            tuple(name for name in counted if name not in second),
+            tuple(name for name in counted if name not in first),
         )
 
     @cached_property
@@ -160,16 +155,10 @@ def _source(resolution: Resolution, name: str) -> str:
     return f"{assumed}{field_source(resolution, name)}"
 
 
-def tokenizer_digests(resolution: Resolution) -> dict[str, str]:
-    """Return the SHA-256 of every tokenizer file that a checkpoint carries, by name."""
-    files: Mapping[str, bytes] = read_attachments(resolution.path)
-    folder = resolution.location.tokenizer
-    if not files and folder is not None:
-        found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        names = {str(path.relative_to(folder)): path for path in found}
-        own = folder.name == TOKENIZER
-        files = {n: p.read_bytes() for n, p in names.items() if own or n in TOKENIZER_FILES}
-    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if data}
+def _ties_output(resolution: Resolution) -> bool:
+    """Tell whether the language model's output layer is its table of token embeddings."""
+    config = resolution.config.models.language_config or {}
+    return bool(config.get("tie_word_embeddings"))
 
 
 def _by_name(resolution: Resolution) -> dict[str, TensorInfo]:

@@ -42,6 +42,7 @@ def document(resolution: Resolution) -> CheckpointMetadata:
         },
         tokenizer=known.tokenizer if known else {},
         training=training_record(resolution),
+        conversions=known.conversions if known else (),
         versions=known.versions if known else library_versions(),
         created_at=known.created_at if known else now(),
     )

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from panovlm.config.base import StrictModel
-from panovlm.config.schema import Recipe
+from panovlm.config.schema import LoRASettings, Recipe
 from panovlm.errors import CheckpointError
 
 SCHEMA_VERSION = 1
@@ -50,6 +50,17 @@ class Reference(StrictModel):
     """Digest of the names and values of the tensors that are left out; empty: never taken."""
 
 
+class Conversion(StrictModel):
+    """How a checkpoint was made out of another one."""
+
+    source: str
+    """Fingerprint of the weights that it was made of."""
+    merged_lora: LoRASettings | None = None
+    """Adapters that were added into the weights, and are no longer there on their own."""
+    dtype: str | None = None
+    """Floating-point type that the weights were rounded to."""
+
+
 class CheckpointMetadata(StrictModel):
     """Everything that is known about a checkpoint besides its weights."""
 
@@ -73,6 +84,8 @@ class CheckpointMetadata(StrictModel):
     tokenizer: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each tokenizer file."""
     training: TrainingRecord = TrainingRecord()
+    conversions: tuple[Conversion, ...] = ()
+    """What was done to the weights after training, oldest first."""
     versions: dict[str, str] = Field(default_factory=dict)
     created_at: str = ""
 

@@ -82,11 +82,15 @@ class Settling:
         return claimed
 
 
+def kind_of(claim: Claims) -> SourceKind:
+    """Tell whether a claim is the caller's or a document's."""
+    return "override" if claim.origin == OVERRIDE else "metadata"
+
+
 def source_of(claim: Claims, name: str) -> Source:
     """Return the source of a field that a claim decides: the caller's word, or a document."""
-    kind: SourceKind = "override" if claim.origin == OVERRIDE else "metadata"
     evidence = claim.inferred.get(name)
-    return Source(kind, claim.origin + (f" (inferred: {evidence})" if evidence else ""))
+    return Source(kind_of(claim), claim.origin + (f" (inferred: {evidence})" if evidence else ""))
 
 
 def plain(value: Any) -> Any:

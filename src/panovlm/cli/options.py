@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from panovlm.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +49,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default auto")
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        choices=DTYPES,
         help="type of the weights; default: as in the file",
     )
     parser.add_argument(
@@ -58,6 +62,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def nbytes(text: str) -> int:
+    """Read a size such as ``500MB``, ``5GB`` or ``2GiB``, as argparse wants it."""
+    found = re.fullmatch(r"(\d+)\s*([KMG]i?)?B?", text.strip(), re.IGNORECASE)
+    if found is None or int(found[1]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB, 5GB or 2GiB")
+    return int(found[1]) * _UNITS[(found[2] or "").upper()]
 
 
 def overrides(pairs: Sequence[str]) -> dict[str, Any]:
