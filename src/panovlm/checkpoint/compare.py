@@ -11,6 +11,7 @@ from panovlm.checkpoint.document import document
 from panovlm.checkpoint.explain import field_source, field_values
 from panovlm.checkpoint.fields import bears, flatten
 from panovlm.checkpoint.formats import TensorInfo
+from panovlm.checkpoint.metadata import OUTPUT_LAYERS
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.settle_backbones import BACKBONES
 from panovlm.checkpoint.settling import plain
@@ -18,7 +19,6 @@ from panovlm.checkpoint.tokenizer_digests import tokenizer_digests
 
 ABSENT = "not stated"
 """Source of a field that one side does not have."""
-OUTPUT_LAYERS = (".lm_head.weight", ".embed_out.weight")
 LABELS = frozenset(
     (
         "_name_or_path",

@@ -23,6 +23,8 @@ from panovlm.errors import CheckpointError
 SCHEMA_VERSION = 1
 EMBEDDED = "panovlm_metadata"
 """Entry of a checkpoint file that holds the document as a JSON string."""
+OUTPUT_LAYERS = (".lm_head.weight", ".embed_out.weight")
+"""Endings of the names under which language models store their output layer."""
 LIBRARIES = ("panovlm", "torch", "transformers", "peft", "lightning", "tokenizers")
 
 
@@ -108,10 +110,14 @@ class CheckpointMetadata(StrictModel):
 def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return a digest of names and shapes; order and storage type do not matter.
 
+    Neither does whether the language model's output layer is stored: where it is tied to the token
+    embeddings, some formats store it once, others twice. Its shape is that of the embeddings.
+
     Args:
         shapes: the model's own names (without wrappers and aliases) to shapes.
     """
-    lines = sorted(f"{name} {list(shape)}" for name, shape in shapes.items())
+    counted = (name for name in shapes if not name.endswith(OUTPUT_LAYERS))
+    lines = sorted(f"{name} {list(shapes[name])}" for name in counted)
     return _digest("\n".join(lines))
 
 
