@@ -218,7 +218,7 @@ def _judging(written: Path, target: Path) -> Generator[None]:
     try:
         yield
     except PanoVLMError as error:
-        told = str(error).replace(str(written), str(target))
+        told = str(error).replace(written.name, target.name)
         raise CheckpointError(
             f"{target} was not written, since it would not open there as the same model: {told}"
         ) from error
