@@ -75,7 +75,7 @@ def write_safetensors(
         metadata: texts for the header's ``__metadata__``.
     """
     # Widest types first, so that every tensor begins at a multiple of its own size.
-    names = sorted(weights, key=lambda name: (-weights[name].dtype.itemsize, name))
+    names = sorted(weights, key=lambda name: -weights[name].dtype.itemsize)
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name in names:

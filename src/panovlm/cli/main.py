@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -36,7 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(50_000)
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(next((word for word in arguments if word in COMMANDS), None))
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         options = parser.parse_args(arguments)
         if options.command is None:
