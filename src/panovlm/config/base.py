@@ -17,11 +17,7 @@ class StrictModel(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        validate_default=True,
-        allow_inf_nan=False,
-        defer_build=True,  # a command that only reads checkpoints never needs most of the classes
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
