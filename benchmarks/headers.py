@@ -5,7 +5,7 @@
 Three things are measured, each in fresh processes, by the operating system's own counts: the bytes
 read and the time taken to resolve a configuration, the whole command ``panovlm inspect``, and
 loading a model with every page of its weights touched, against plain reading of the same file.
-The checkpoints (some 9 GB) are written to a temporary folder and removed at the end.
+The checkpoints (some 5 GB at a time) are written to a temporary folder and removed at the end.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ print(json.dumps({"seconds": time.perf_counter() - begun}))
 """
 
 
-def make(folder: Path, widths: Mapping[str, Any]) -> dict[str, Path]:
-    """Write one model as .ckpt and as .safetensors, each in a folder of its own."""
+def make(folder: Path, widths: Mapping[str, Any], kind: str) -> Path:
+    """Write one model, alone in its folder, and return the file."""
     tokenizer = word_tokenizer(["what is left of the red ball ?"])
     prepare_tokenizer(tokenizer)
     recipe = Recipe.model_validate(
@@ -141,16 +141,18 @@ def make(folder: Path, widths: Mapping[str, Any]) -> dict[str, Path]:
     }
     known = describe_model(model)
     entries = embedded_entries(model, known)
-    files = {"torch": folder / "a" / "model.ckpt", "safetensors": folder / "b" / "m.safetensors"}
-    for path in files.values():
-        path.parent.mkdir(parents=True)
-    whole = {f"model.{name}": tensor for name, tensor in state.items()}
-    whole[f"model.{tied}"] = state["language_model.model.embed_tokens.weight"]
-    torch.save({"state_dict": whole, **entries}, files["torch"])
-    with files["safetensors"].open("wb") as file:
+    folder.mkdir(parents=True)
+    if kind == "torch":
+        path = folder / "model.ckpt"
+        whole = {f"model.{name}": tensor for name, tensor in state.items()}
+        whole[f"model.{tied}"] = state["language_model.model.embed_tokens.weight"]
+        torch.save({"state_dict": whole, **entries}, path)
+        return path
+    path = folder / "model.safetensors"
+    with path.open("wb") as file:
         weights = {name: Stored(tensor, tensor.dtype) for name, tensor in state.items()}
         write_safetensors(file, weights, {"format": "pt", "panovlm_metadata": known.to_json()})
-    return files
+    return path
 
 
 def python(code: str, *arguments: Path) -> dict[str, float]:
@@ -176,82 +178,87 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def resolving(files: Mapping[str, Mapping[str, Path]], runs: int) -> Iterator[str]:
+def resolving(kind: str, files: Mapping[str, Path], runs: int) -> Iterator[str]:
     """Compare bytes and time of resolving."""
-    yield "| resolve | file | bytes read | reads | from the disk, cold | ms, warm | ms, cold |"
-    yield "|---|---|---|---|---|---|---|"
-    for kind in ("torch", "safetensors"):
-        warm: dict[str, list[dict[str, float]]] = {"small": [], "large": []}
-        cold: dict[str, list[dict[str, float]]] = {"small": [], "large": []}
-        for _ in range(runs):
-            for size in warm:
-                path = files[size][kind]
-                forget(path)
-                cold[size].append(python(RESOLVE, path))
-                warm[size].append(python(RESOLVE, path))
-        for size in warm:
-            path = files[size][kind]
-            disk = [run["read_bytes"] / 1e6 for run in cold[size]]
-            times = [[run["seconds"] * 1e3 for run in found[size]] for found in (warm, cold)]
-            megabytes = path.stat().st_size / 1e6
-            yield (
-                f"| {kind}, {warm[size][0]['tensors']} tensors | {megabytes:,.0f} MB "
-                f"| {warm[size][0]['rchar']:,} | {warm[size][0]['syscr']} "
-                f"| {median(disk):.2f} MB | {spread(times[0], 1)} | {spread(times[1], 1)} |"
-            )
-        ratio = [
-            median(run[key] for run in found["large"]) / median(run[key] for run in found["small"])
-            for found, key in ((warm, "rchar"), (warm, "seconds"), (cold, "seconds"))
-        ]
-        yield (
-            f"| **large : small** | | **{ratio[0]:.2f}** | | | **{ratio[1]:.2f}** "
-            f"| **{ratio[2]:.2f}** |"
-        )
-
-
-def inspecting(files: Mapping[str, Mapping[str, Path]], runs: int) -> Iterator[str]:
-    """Time the whole command."""
-    yield "| `panovlm inspect`, whole process | file | s | of them the processor worked |"
-    yield "|---|---|---|---|"
-    times: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    warm: dict[str, list[dict[str, float]]] = {size: [] for size in files}
+    cold: dict[str, list[dict[str, float]]] = {size: [] for size in files}
     for _ in range(runs):
-        for size, kinds in files.items():
-            for kind, path in kinds.items():
-                words = [sys.executable, "-m", "panovlm.cli.main", "inspect", str(path)]
-                before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-                subprocess.run(words, stdout=subprocess.DEVNULL, check=True, env=environment())
-                seconds = time.perf_counter() - begun
-                after = resource.getrusage(resource.RUSAGE_CHILDREN)
-                worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-                times.setdefault((kind, size), []).append((seconds, worked))
-    for (kind, size), found in sorted(times.items()):
-        megabytes = files[size][kind].stat().st_size / 1e6
-        walls, works = zip(*found, strict=True)
-        yield f"| {kind} | {megabytes:,.0f} MB | {spread(walls)} | {spread(works)} |"
-
-
-def loading(files: Mapping[str, Mapping[str, Path]], runs: int) -> Iterator[str]:
-    """Compare a load, every page touched, with plain reading."""
-    yield (
-        "| load, warm | file | s until the model is there | s until every page is touched "
-        "| s to read the file | touched : read | anonymous memory |"
-    )
-    yield "|---|---|---|---|---|---|---|"
-    for kind, path in files["large"].items():
-        loads: list[dict[str, float]] = []
-        reads: list[float] = []
-        python(READ, path)
-        for _ in range(runs):
-            loads.append(python(LOAD, path, files["small"][kind]))
-            reads.append(python(READ, path)["seconds"])
-        size = path.stat().st_size
-        ratio = median(run["touched"] for run in loads) / median(reads)
-        held = max(run["anonymous after touching"] for run in loads)
+        for size, path in files.items():
+            forget(path)
+            cold[size].append(python(RESOLVE, path))
+            warm[size].append(python(RESOLVE, path))
+    for size, path in files.items():
+        disk = median(run["read_bytes"] for run in cold[size])
+        times = [[run["seconds"] * 1e3 for run in found[size]] for found in (warm, cold)]
+        first = warm[size][0]
         yield (
-            f"| {kind} | {size / 1e6:,.0f} MB | {spread([run['load'] for run in loads])} "
-            f"| {spread([run['touched'] for run in loads])} | {spread(reads)} | **{ratio:.2f}** "
-            f"| {held / 1e6:.0f} MB, **{held / size:.1%}** of the file |"
+            f"| {kind}, {first['tensors']} tensors | {megabytes(path)} | {first['rchar']:,} "
+            f"| {first['syscr']} | {disk / 1e6:.2f} MB | {spread(times[0], 1)} "
+            f"| {spread(times[1], 1)} |"
         )
+    ratio = [
+        median(run[key] for run in found["large"]) / median(run[key] for run in found["small"])
+        for found, key in ((warm, "rchar"), (warm, "seconds"), (cold, "seconds"))
+    ]
+    read, warmly, coldly = (f"**{value:.2f}**" for value in ratio)
+    yield f"| **large : small** | | {read} | | | {warmly} | {coldly} |"
+
+
+def inspecting(kind: str, files: Mapping[str, Path], runs: int) -> Iterator[str]:
+    """Time the whole command."""
+    times: dict[str, list[tuple[float, float]]] = {size: [] for size in files}
+    for _ in range(runs):
+        for size, path in files.items():
+            words = [sys.executable, "-m", "panovlm.cli.main", "inspect", str(path)]
+            before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            subprocess.run(words, stdout=subprocess.DEVNULL, check=True, env=environment())
+            seconds = time.perf_counter() - begun
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            times[size].append((seconds, worked))
+    for size, found in times.items():
+        walls, works = zip(*found, strict=True)
+        yield f"| {kind} | {megabytes(files[size])} | {spread(walls)} | {spread(works)} |"
+
+
+def loading(kind: str, files: Mapping[str, Path], runs: int) -> Iterator[str]:
+    """Compare a load, every page touched, with plain reading."""
+    path = files["large"]
+    loads: list[dict[str, float]] = []
+    reads: list[float] = []
+    for _ in range(runs):
+        reads.append(python(READ, path)["seconds"])
+        loads.append(python(LOAD, path, files["small"]))
+    size = path.stat().st_size
+    ratio = median(run["touched"] for run in loads) / median(reads)
+    held = max(run["anonymous after touching"] for run in loads)
+    yield (
+        f"| {kind} | {megabytes(path)} | {spread([run['load'] for run in loads])} "
+        f"| {spread([run['touched'] for run in loads])} | {spread(reads)} | **{ratio:.2f}** "
+        f"| {held / 1e6:.0f} MB, **{held / size:.1%}** of the file |"
+    )
+
+
+def megabytes(path: Path) -> str:
+    """Return the size of a file for the table."""
+    return f"{path.stat().st_size / 1e6:,.0f} MB"
+
+
+TABLES = (
+    (
+        resolving,
+        "| resolve | file | bytes read | reads | from the disk, cold | ms, warm | ms, cold |",
+    ),
+    (
+        inspecting,
+        "| `panovlm inspect`, whole process | file | s | of them the processor worked |",
+    ),
+    (
+        loading,
+        "| load | file | s until the model is there | s until every page is touched "
+        "| s to read the file | touched : read | anonymous memory |",
+    ),
+)
 
 
 def main() -> int:
@@ -260,15 +267,19 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the checkpoints go for the time")
     parser.add_argument("--update", type=Path, help="page whose tables are replaced")
     options = parser.parse_args()
+    rows: list[list[str]] = [[] for _ in TABLES]
+    try:
+        for kind in ("torch", "safetensors"):
+            with tempfile.TemporaryDirectory(dir=options.folder) as name:
+                files = {size: make(Path(name) / size, WIDTHS[size], kind) for size in WIDTHS}
+                for (measure, _), found in zip(TABLES, rows, strict=True):
+                    found += measure(kind, files, options.runs)
+                    print("\n".join(found), file=sys.stderr, flush=True)
+    finally:
+        shutil.rmtree(CACHE, ignore_errors=True)
     lines = [f"On {machine()}; medians of {options.runs} runs [smallest .. largest].", ""]
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        try:
-            files = {size: make(Path(name) / size, widths) for size, widths in WIDTHS.items()}
-            for table in (resolving, inspecting, loading):
-                lines += [*table(files, options.runs), ""]
-                print("\n".join(lines[-6:]), file=sys.stderr, flush=True)
-        finally:
-            shutil.rmtree(CACHE, ignore_errors=True)
+    for (_, heading), found in zip(TABLES, rows, strict=True):
+        lines += [heading, "|---" * (heading.count("|") - 1) + "|", *found, ""]
     print("\n".join(lines))
     if options.update:
         text = options.update.read_text(encoding="utf-8")
