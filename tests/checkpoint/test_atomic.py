@@ -346,3 +346,47 @@ def test_a_killed_writer_leaves_what_is_known_as_a_leftover(tmp_path: Path) -> N
     saved.rename(temporary)
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+class TestFolders:
+    def filled(self, path):
+        with atomic.atomic_folder(path) as folder:
+            (folder / "a").write_text("new")
+            (folder / "below").mkdir()
+            (folder / "below" / "b").write_text("new")
+            assert folder.parent == path.parent and folder.name.startswith(".out.")
+
+    def test_a_new_one(self, tmp_path):
+        self.filled(tmp_path / "out")
+        assert entries(tmp_path) == ["out"] and entries(tmp_path / "out") == ["a", "below"]
+
+    @pytest.mark.parametrize("exchange", [True, False], ids=["in one step", "in two"])
+    def test_what_was_there_is_replaced_as_a_whole(self, exchange, tmp_path, monkeypatch):
+        if not exchange:
+            monkeypatch.setattr(atomic, "_exchange", missing)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "old").write_text("old")
+        self.filled(tmp_path / "out")
+        assert entries(tmp_path) == ["out"] and entries(tmp_path / "out") == ["a", "below"]
+
+    def test_an_empty_one_is_replaced(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        self.filled(tmp_path / "out")
+        assert entries(tmp_path / "out") == ["a", "below"]
+
+    @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
+    def test_an_error_leaves_what_was_there(self, error, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "old").write_text("old")
+        with pytest.raises(type(error)), atomic.atomic_folder(tmp_path / "out") as folder:
+            (folder / "a").write_text("half")
+            raise error
+        assert entries(tmp_path) == ["out"] and entries(tmp_path / "out") == ["old"]
+
+    def test_it_cannot_be_written(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"the folder .*none does not exist"):
+            self.filled(tmp_path / "none" / "out")
+
+
+def missing(*_):
+    raise OSError(errno.ENOSYS, "not on this system")

@@ -223,7 +223,7 @@ OTHER = {
     ),
     "set to no YAML": (
         ["eval", "--checkpoint", "{trained}", "--set", "models.overlap_ratio=[1"],
-        r"--set models\.overlap_ratio=\[1: the value is no YAML",
+        r"--set models\.overlap_ratio:1: is not valid YAML",
     ),
     "device": (
         ["eval", "--checkpoint", "{trained}", "--device", "gpu7"],

@@ -40,7 +40,7 @@ def test_no_such_stage(text: str) -> None:
 def test_overrides_are_yaml() -> None:
     pairs = ["a.b=1e-3", "a.c= [1, 2]", "d=x=y", "e=", "f=null", "g=true"]
     assert overrides(pairs) == {
-        "a.b": "1e-3",
+        "a.b": 1e-3,
         "a.c": [1, 2],
         "d": "x=y",
         "e": None,

@@ -69,17 +69,42 @@ def test_the_scripts_are_the_commands(name: str, tmp_path: Path) -> None:
     assert done.stderr.startswith("error: none") and done.stderr.count("\n") == 1
 
 
-def test_inspect_needs_no_torch(trained: Path) -> None:
+def test_reading_needs_no_torch(trained: Path) -> None:
+    """Commands that read headers and documents work where no torch is installed."""
+    best, runs = trained / "best.ckpt", trained.parents[2]
+    commands = [
+        ["inspect", str(trained)],
+        ["inspect", str(runs)],
+        ["explain", str(best), "hidden_dim"],
+        ["diff", str(best), str(trained / "last.ckpt")],
+        ["add-metadata", "--recursive", str(runs), "--dry-run", "--json"],
+        ["inspect", str(best), "--set", "models.overlap_ratio=0.5", "--json"],
+    ]
     code = (
         "import sys\n"
         "from panovlm.cli.main import main\n"
-        f"code = main(['inspect', {str(trained)!r}])\n"
-        "heavy = sorted({'torch', 'transformers', 'lightning'} & set(sys.modules))\n"
-        "sys.exit(f'imported {heavy}' if heavy else code)\n"
+        f"for words in {commands!r}:\n"
+        "    if main(words):\n"
+        "        sys.exit(f'{words} failed')\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'lightning', 'peft', 'safetensors'}\n"
+        "if found := sorted(heavy & set(sys.modules)):\n"
+        "    sys.exit(f'imported {found}')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    assert "verdict: loads, and every setting is known\n" in done.stdout
+
+
+def test_inspect_as_a_process(trained: Path) -> None:
+    done = subprocess.run(
+        command("inspect", trained), capture_output=True, text=True, check=False, env=environment()
+    )
+    assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("verdict: loads, and every setting is known\n")
+    done = subprocess.run(
+        command("inspect", trained / "none"), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
 
 
 def test_a_reader_that_goes_away(trained: Path) -> None:

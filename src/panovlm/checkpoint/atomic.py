@@ -7,6 +7,7 @@ the new one is complete. Temporary files are named ``.<name>.<random>.tmp``.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -57,7 +58,7 @@ def atomic_write(path: str | Path) -> Generator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         raise CheckpointError(_cannot("write", path, error)) from error
     except RuntimeError as error:
@@ -65,6 +66,37 @@ def atomic_write(path: str | Path) -> Generator[BinaryIO]:
         if isinstance(disk, OSError) and disk.errno in _DISK:
             raise CheckpointError(_cannot("write", path, disk)) from error
         raise
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Generator[Path]:
+    """Fill a folder that takes the place of ``path`` only when the block ends without error.
+
+    Args:
+        path: the final name. The folder that it lies in must exist; a folder that is there already
+            is replaced as a whole, in one step where the system offers it.
+
+    Yields:
+        A temporary folder beside ``path``, empty.
+
+    Raises:
+        CheckpointError: as for :func:`atomic_write`.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        try:
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                _sync(file)
+            _replace_folder(temporary, path)
+        finally:
+            # Either what was begun and failed, or what was there before and is replaced.
+            shutil.rmtree(temporary, ignore_errors=True)
+        _sync(path.parent)
+    except OSError as error:
+        raise CheckpointError(_cannot("write", path, error)) from error
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -124,7 +156,7 @@ def link_or_copy(source: str | Path, path: str | Path) -> None:
         return
     try:
         temporary.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         raise CheckpointError(_cannot("write", path, error)) from error
     finally:
@@ -144,11 +176,36 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.tmp")
 
 
-def _sync_folder(folder: Path) -> None:
-    """Force a rename to the disk. Windows offers no way to, and needs none."""
-    if os.name == "nt":
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Give ``temporary`` the name ``path``; a folder of that name is then under ``temporary``."""
+    if not path.is_dir() or not any(path.iterdir()):
+        temporary.rename(path)
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _exchange(temporary, path)
+    except (AttributeError, OSError):  # not Linux, or a file system that cannot
+        aside = _temporary(path)
+        path.rename(aside)
+        temporary.rename(path)
+        aside.rename(temporary)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two names change places in one step (Linux's ``renameat2``)."""
+    here, exchange = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk.
+
+    Windows offers no way to do that for a folder, and needs none.
+    """
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:  # some network file systems cannot sync a folder

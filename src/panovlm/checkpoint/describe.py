@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
+from panovlm.checkpoint.document import document
 from panovlm.checkpoint.fields import flatten
 from panovlm.checkpoint.resolution import Resolution
 
 WIDE = 60
+
+Verdict = Literal["ok", "assumed", "conflict", "broken"]
+"""Loads and all is known; loads with settings that nobody knows; does not load because documents
+and weights contradict each other; does not load for another reason."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,37 @@ def components(resolution: Resolution) -> dict[str, int]:
     return sizes
 
 
+def trained(resolution: Resolution) -> str:
+    """Say where in its training the file was written; empty where nothing tells it."""
+    known = document(resolution)
+    record = known.training
+    told = {
+        "stage": known.stage or None,
+        "epoch": record.epoch,
+        "step": record.global_step,
+        "validation loss": None if record.val_loss is None else f"{record.val_loss:.4f}",
+    }
+    return ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
+
+
+def verdict(resolution: Resolution) -> tuple[Verdict, str]:
+    """Return the verdict on a resolved checkpoint and the words for it."""
+    unknown = len(resolution.keys.unknown)
+    if resolution.conflicts:
+        return "conflict", "does not load, metadata and weights contradict each other"
+    if unknown:
+        return "broken", f"does not load, {unknown} tensor(s) belong nowhere"
+    if resolution.assumed:
+        return "assumed", "loads, with assumed settings"
+    return "ok", "loads, and every setting is known"
+
+
 def as_json(resolution: Resolution) -> dict[str, Any]:
     """Return a resolution as plain data."""
+    known = document(resolution)
     return {
         "checkpoint": str(resolution.path),
+        "verdict": verdict(resolution)[0],
         "chosen_because": resolution.location.why,
         "container": resolution.header.container,
         "layout": resolution.keys.layout,
@@ -82,7 +114,8 @@ def as_json(resolution: Resolution) -> dict[str, Any]:
         },
         "unknown_tensors": list(resolution.keys.unknown),
         "notes": resolution.notes,
-        "stage": resolution.metadata.stage if resolution.metadata else None,
+        "stage": known.stage or None,
+        "training": known.training.model_dump(mode="json"),
     }
 
 
@@ -103,19 +136,14 @@ def _lines(resolution: Resolution) -> Iterator[str]:
     yield f"{resolution.path}  ({header.container}, {resolution.location.why})"
     sizes = components(resolution)
     yield "weights: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    if resolution.metadata is not None:
-        record = resolution.metadata.training
-        loss = "unknown" if record.val_loss is None else f"{record.val_loss:.4f}"
-        yield (
-            f"trained: stage {resolution.metadata.stage or 'unknown'}, epoch {record.epoch}, "
-            f"step {record.global_step}, validation loss {loss}"
-        )
+    if told := trained(resolution):
+        yield f"trained: {told}"
     for prefix, source in resolution.borrowed.items():
         digest = f"digest {source.digest}" if source.digest else "no digest recorded"
         yield f"elsewhere: {prefix}* from {source.name!r}, {source.why}, {digest}"
     yield ""
     table = [
-        (r.field, _short(r.value), ("ASSUMED " if r.assumed else "") + r.source)
+        (r.field, short(r.value), ("ASSUMED " if r.assumed else "") + r.source)
         for r in rows(resolution)
     ]
     table.insert(0, ("field", "value", "source"))
@@ -133,20 +161,10 @@ def _lines(resolution: Resolution) -> Iterator[str]:
             "them. Settle one with `panovlm add-metadata --checkpoint "
             f"{resolution.path} --set FIELD=VALUE`."
         )
-    yield _verdict(resolution)
+    yield f"verdict: {verdict(resolution)[1]}"
 
 
-def _verdict(resolution: Resolution) -> str:
-    if resolution.conflicts:
-        return "verdict: does not load, metadata and weights contradict each other"
-    if resolution.keys.unknown:
-        return f"verdict: does not load, {len(resolution.keys.unknown)} tensor(s) belong nowhere"
-    if resolution.assumed:
-        return "verdict: loads, with assumed settings"
-    return "verdict: loads, and every setting is known"
-
-
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """Return a value on one short line."""
     if isinstance(value, dict):
         kind = value.get("model_type")

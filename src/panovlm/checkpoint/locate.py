@@ -11,6 +11,9 @@ from panovlm.checkpoint.formats.lookalike import describe_unfinished
 from panovlm.errors import CheckpointError
 
 SIDECAR = "checkpoint_metadata.json"
+"""Document of every checkpoint in its folder that has none of its own."""
+OWN_SIDECAR = ".metadata.json"
+"""Ending, after the whole name of a checkpoint, of the document about this one alone."""
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
 ADAPTERS = "lora_weights"
@@ -107,12 +110,20 @@ def locate(path: Path, purpose: Purpose = "evaluate") -> Location:
         why=why,
         passed_over=tuple(passed_over),
         folder=folder,
-        sidecar=_file(folder / SIDECAR),
+        sidecar=_file(own_sidecar(chosen)) or _file(folder / SIDECAR),
         config=_file(folder / CONFIG),
         model_config=next(filter(None, (_file(folder / name) for name in MODEL_CONFIGS)), None),
         tokenizer=tokenizer,
         adapters=folder if (folder / ADAPTER_CONFIG).is_file() else _folder(folder / ADAPTERS),
     )
+
+
+def own_sidecar(checkpoint: Path) -> Path:
+    """Return the name of the document about one checkpoint alone (``last.ckpt.metadata.json``).
+
+    Where it is there, the folder's :data:`SIDECAR` does not count.
+    """
+    return checkpoint.with_name(checkpoint.name + OWN_SIDECAR)
 
 
 def _choose(folder: Path, purpose: Purpose, passed_over: list[str]) -> tuple[Path, str]:

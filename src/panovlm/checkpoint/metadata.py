@@ -17,20 +17,22 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from panovlm.config.base import StrictModel
-from panovlm.config.schema import Recipe
+from panovlm.config.schema import LoRASettings, Recipe
 from panovlm.errors import CheckpointError
 
 SCHEMA_VERSION = 1
 EMBEDDED = "panovlm_metadata"
 """Entry of a checkpoint file that holds the document as a JSON string."""
+OUTPUT_LAYERS = (".lm_head.weight", ".embed_out.weight")
+"""Endings of the names under which language models store their output layer."""
 LIBRARIES = ("panovlm", "torch", "transformers", "peft", "lightning", "tokenizers")
 
 
 class TrainingRecord(StrictModel):
-    """Where in its training a checkpoint was written."""
+    """Where in its training a checkpoint was written, as far as it is known."""
 
-    epoch: int = 0
-    global_step: int = 0
+    epoch: int | None = None
+    global_step: int | None = None
     val_loss: float | None = None
     stage_config: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
@@ -50,6 +52,17 @@ class Reference(StrictModel):
     """Digest of the names and values of the tensors that are left out; empty: never taken."""
 
 
+class Conversion(StrictModel):
+    """How a checkpoint was made out of another one."""
+
+    source: str
+    """Fingerprint of the weights that it was made of."""
+    merged_lora: LoRASettings | None = None
+    """Adapters that were added into the weights, and are no longer there on their own."""
+    dtype: str | None = None
+    """Floating-point type that the weights were rounded to."""
+
+
 class CheckpointMetadata(StrictModel):
     """Everything that is known about a checkpoint besides its weights."""
 
@@ -60,16 +73,21 @@ class CheckpointMetadata(StrictModel):
     fingerprint: str
     """Digest of the weights' names and shapes, see :func:`fingerprint`."""
     amends: str = ""
-    """Digest of the copy inside the checkpoint file that this document corrects: weights are not
-    rewritten for a repair, so that the copy keeps what it says."""
+    """:meth:`identity` of the copy inside the checkpoint file that this document corrects: weights
+    are not rewritten for a repair, so that the copy keeps what it says."""
     recipe: Recipe
     assumed: tuple[str, ...] = ()
     """Fields of the recipe that nobody knew when this document was made from a bare checkpoint."""
+    inferred: dict[str, str] = Field(default_factory=dict)
+    """Fields of the recipe that were read off the weights when this document was made from a bare
+    checkpoint, and the evidence."""
     references: dict[Prefix, Reference] = Field(default_factory=dict)
     """Backbones of which tensors are left out of the file."""
     tokenizer: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each tokenizer file."""
     training: TrainingRecord = TrainingRecord()
+    conversions: tuple[Conversion, ...] = ()
+    """What was done to the weights after training, oldest first."""
     versions: dict[str, str] = Field(default_factory=dict)
     created_at: str = ""
 
@@ -79,17 +97,32 @@ class CheckpointMetadata(StrictModel):
 
     def digest(self) -> str:
         """Return a digest of the whole document."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:32]
+        return _digest(self.to_json())
+
+    def identity(self) -> str:
+        """Return a digest of the model that the document describes.
+
+        It is the same for every checkpoint of one run, whatever the epoch.
+        """
+        return _digest(f"{self.fingerprint}\n{self.recipe.model_dump_json()}")
 
 
 def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return a digest of names and shapes; order and storage type do not matter.
 
+    Neither does whether the language model's output layer is stored: where it is tied to the token
+    embeddings, some formats store it once, others twice. Its shape is that of the embeddings.
+
     Args:
         shapes: the model's own names (without wrappers and aliases) to shapes.
     """
-    lines = sorted(f"{name} {list(shape)}" for name, shape in shapes.items())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+    counted = (name for name in shapes if not name.endswith(OUTPUT_LAYERS))
+    lines = sorted(f"{name} {list(shapes[name])}" for name in counted)
+    return _digest("\n".join(lines))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def library_versions() -> dict[str, str]:

@@ -6,9 +6,11 @@ Only what a document says becomes a field; defaults are added later, where their
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from panovlm.checkpoint.fields import RESAMPLER, flatten_mapping
+from panovlm.checkpoint.metadata import TrainingRecord
 from panovlm.config.legacy import original_run_mapping, take_foreign_type, translate
 from panovlm.config.schema import Recipe
 
@@ -83,6 +85,22 @@ def from_hyper_parameters(extras: Mapping[str, Any], resampler_type: str) -> Fie
         "system_messages": {"default": data.get("system_msg")},
     }
     return _dotted(mapping, resampler_type)
+
+
+def record(raw: Mapping[str, Any]) -> TrainingRecord:
+    """Read where in its training a ``checkpoint_metadata.json`` was written, and with what data.
+
+    The original wrote a loss of 0 where none had been measured.
+    """
+    found = section(raw, "epoch_info")
+    epoch, step, loss = (found.get(name) for name in ("current_epoch", "global_step", "val_loss"))
+    return TrainingRecord(
+        epoch=epoch if isinstance(epoch, int) else None,
+        global_step=step if isinstance(step, int) else None,
+        val_loss=loss if isinstance(loss, float) and isfinite(loss) and loss > 0 else None,
+        stage_config=dict(section(raw, "training_config")),
+        data=dict(section(raw, "dataset")),
+    )
 
 
 def is_model_config(raw: Mapping[str, Any]) -> bool:

@@ -1,26 +1,25 @@
-"""Give a checkpoint the metadata that it lacks, or mend what contradicts its weights."""
+"""Give checkpoints the metadata that they lack, or mend what contradicts their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from panovlm.checkpoint.atomic import write_bytes
+from panovlm.checkpoint.atomic import link_or_copy, write_bytes
 from panovlm.checkpoint.averages import Weights
-from panovlm.checkpoint.locate import SIDECAR
-from panovlm.checkpoint.metadata import (
-    CheckpointMetadata,
-    Reference,
-    TrainingRecord,
-    library_versions,
-    now,
-)
-from panovlm.checkpoint.original import section
+from panovlm.checkpoint.document import document
+from panovlm.checkpoint.locate import SIDECAR, locate, own_sidecar
+from panovlm.checkpoint.metadata import CheckpointMetadata, is_ours, parse, read_json
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.settling import Prefer
+from panovlm.checkpoint.tree import checkpoints_by_folder, checkpoints_in
+from panovlm.errors import PanoVLMError
+
+KEPT = "checkpoint_metadata.original.json"
+"""Where the original system's document stays when today's takes its place."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +27,61 @@ class Repair:
     """What :func:`add_metadata` found and did.
 
     Attributes:
-        path: the sidecar.
+        path: the document: the folder's ``checkpoint_metadata.json``, or that of this file alone.
         resolution: what the checkpoint's documents and weights tell.
-        complete: whether the sidecar said all of that already.
+        document: what the document says now, or would say.
+        complete: whether all of that was said already.
         written: whether it was written now.
     """
 
     path: Path
     resolution: Resolution
+    document: CheckpointMetadata
     complete: bool
     written: bool
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that is described."""
+        return self.resolution.path
+
+    @property
+    def status(self) -> str:
+        """``complete``, ``written`` or (of a dry run) ``would be written``."""
+        return "complete" if self.complete else "written" if self.written else "would be written"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what was done as plain data."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "document": str(self.path),
+            "status": self.status,
+            "inferred": self.document.inferred,
+            "assumed": {name: self.resolution.value(name) for name in self.document.assumed},
+            "notes": self.resolution.notes,
+        }
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A checkpoint of a tree that was left as it is.
+
+    Attributes:
+        reason: what is wrong with it and how to mend it.
+    """
+
+    checkpoint: Path
+    reason: str
+    status = "failed"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what went wrong as plain data."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "document": None,
+            "status": self.status,
+            "error": self.reason,
+        }
 
 
 def add_metadata(
@@ -48,11 +92,14 @@ def add_metadata(
     weights: Weights | None = None,
     dry_run: bool = False,
 ) -> Repair:
-    """Write ``checkpoint_metadata.json`` beside a checkpoint; the weights are never touched.
+    """Write the document that a checkpoint lacks beside it; the weights are never touched.
 
-    What the weights or documents tell is recorded as such; what nobody knows is recorded as
-    assumed, so that the next reader is told too. Nothing is written when the checkpoint's metadata
-    is complete already.
+    What the weights tell is recorded as inferred, and what nobody knows as assumed, so that the
+    next reader is told too. Nothing is written where the checkpoint is described completely.
+
+    The document is the folder's ``checkpoint_metadata.json`` if it holds for every checkpoint of
+    the folder, as for those of one run. Otherwise the file gets one of its own
+    (``last.ckpt.metadata.json``), so that describing one checkpoint never changes another.
 
     Args:
         path: checkpoint file or folder.
@@ -62,49 +109,113 @@ def add_metadata(
         dry_run: find out, but write nothing.
 
     Raises:
-        CheckpointError: the checkpoint cannot be opened.
+        CheckpointError: the checkpoint cannot be opened, or the document not be written.
         ContradictionError: a contradiction is left that ``prefer`` does not settle.
     """
-    resolution = resolve(path, overrides, prefer=prefer, weights=weights)
-    resolution.raise_conflicts()
-    sidecar = resolution.location.folder / SIDECAR
-    text = _document(resolution).to_json().encode()
-    complete = sidecar.is_file() and sidecar.read_bytes() == text
-    if not complete and not dry_run:
-        write_bytes(sidecar, text)
-    return Repair(sidecar, resolution, complete, written=not complete and not dry_run)
+    found = _resolved(path, overrides, prefer, weights)
+    shared = all(_alike(found, other) for other in _neighbours(found.path))
+    return _give(found, shared=shared, dry_run=dry_run)
 
 
-def _document(resolution: Resolution) -> CheckpointMetadata:
-    """Return the complete document of a resolved checkpoint."""
-    known = resolution.metadata
-    extras = resolution.header.extras
-    epoch, step = extras.get("epoch"), extras.get("global_step")
-    record = TrainingRecord(
-        epoch=epoch if isinstance(epoch, int) else 0,
-        global_step=step if isinstance(step, int) else 0,
-    )
-    return CheckpointMetadata(
-        experiment_name=known.experiment_name if known else "",
-        stage=known.stage if known else str(section(extras, "hyper_parameters").get("stage", "")),
-        fingerprint=resolution.fingerprint,
-        amends=_amended(resolution),
-        recipe=resolution.config,
-        assumed=tuple(resolution.assumed),
-        references={
-            prefix: Reference(name=source.name, digest=source.digest)
-            for prefix, source in resolution.borrowed.items()
-        },
-        tokenizer=known.tokenizer if known else {},
-        training=known.training if known else record,
-        versions=known.versions if known else library_versions(),
-        created_at=known.created_at if known else now(),
-    )
+def add_metadata_below(
+    root: Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    prefer: Prefer | None = None,
+    weights: Weights | None = None,
+    dry_run: bool = False,
+) -> Iterator[Repair | Failure]:
+    """Do :func:`add_metadata` for every checkpoint below a folder, one after the other.
+
+    What is stated holds for all of them. A checkpoint that cannot be described does not keep the
+    others from it.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for folder, files in checkpoints_by_folder(root).items():
+        resolved: list[Resolution] = []
+        for file in files:
+            try:
+                resolved.append(_resolved(file, overrides, prefer, weights))
+            except (PanoVLMError, OSError) as error:
+                yield Failure(file, str(error))
+        shared = all(_alike(resolved[0], other) for other in resolved[1:])
+        for found in _first_choice_first(folder, resolved):
+            try:
+                yield _give(found, shared=shared, dry_run=dry_run)
+            except PanoVLMError as error:
+                yield Failure(found.path, str(error))
 
 
-def _amended(resolution: Resolution) -> str:
-    """Return the digest of the copy inside the file, if that copy says something else."""
-    embedded = resolution.embedded
-    if embedded is None or embedded.recipe == resolution.config:
-        return ""
-    return embedded.digest()
+def _resolved(
+    path: Path,
+    overrides: Mapping[str, Any] | None,
+    prefer: Prefer | None,
+    weights: Weights | None,
+) -> Resolution:
+    found = resolve(path, overrides, prefer=prefer, weights=weights)
+    found.raise_conflicts()
+    return found
+
+
+def _neighbours(checkpoint: Path) -> Iterator[Resolution]:
+    """Resolve the other checkpoints of a folder; those that do not load anyway have no say."""
+    for path in checkpoints_in(checkpoint.parent):
+        if path != checkpoint:
+            try:
+                yield resolve(path)
+            except PanoVLMError:
+                continue
+
+
+def _first_choice_first(folder: Path, found: Sequence[Resolution]) -> list[Resolution]:
+    """Put the checkpoint that the folder stands for in front: its step is what is recorded."""
+    if len(found) < 2:
+        return list(found)
+    try:
+        chosen = locate(folder).checkpoint
+    except PanoVLMError:  # several, and none of them comes first
+        return list(found)
+    return sorted(found, key=lambda resolution: resolution.path != chosen)
+
+
+def _alike(one: Resolution, other: Resolution) -> bool:
+    """Tell whether one document can describe both checkpoints."""
+    return not other.conflicts and _same(document(one), document(other))
+
+
+def _same(one: CheckpointMetadata, other: CheckpointMetadata) -> bool:
+    """Tell whether two documents say the same about a model, whatever the step."""
+    fields = ("fingerprint", "recipe", "assumed", "inferred", "references")
+    return all(getattr(one, name) == getattr(other, name) for name in fields)
+
+
+def _give(found: Resolution, *, shared: bool, dry_run: bool) -> Repair:
+    """Write a checkpoint's document where it belongs, unless it is there."""
+    wanted = document(found)
+    there = _present(found)
+    complete = there is not None and _same(there, wanted) and there.amends == wanted.amends
+    own, common = own_sidecar(found.path), found.location.folder / SIDECAR
+    path = common if shared and not own.is_file() else own
+    if complete:
+        path = locate(found.path).sidecar or path
+    elif not dry_run:
+        _keep_original(path)
+        write_bytes(path, wanted.to_json().encode())
+    return Repair(path, found, wanted, complete, written=not complete and not dry_run)
+
+
+def _present(found: Resolution) -> CheckpointMetadata | None:
+    """Return the document of today's format that describes a checkpoint, if it is whole."""
+    path = locate(found.path).sidecar  # it may have been written since, with a neighbour
+    if path is None:
+        return found.embedded
+    raw, note = read_json(path)
+    return parse(raw, path.name) if note is None and is_ours(raw) else None
+
+
+def _keep_original(path: Path) -> None:
+    """Keep the original system's document, which says more than the model, under another name."""
+    if path.is_file() and not is_ours(read_json(path)[0]):
+        link_or_copy(path, path.parent / KEPT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from panovlm.checkpoint.infer import Inferred
 from panovlm.checkpoint.keymap import KeyMap
 from panovlm.checkpoint.locate import Location
 from panovlm.checkpoint.metadata import CheckpointMetadata, Prefix
+from panovlm.checkpoint.sources import Claims
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError, ContradictionError
 
@@ -75,6 +76,7 @@ class Resolution:
         sources: field (dotted, or its last part) → :class:`Source`.
         conflicts: contradictions that nothing has settled; such a checkpoint does not load.
         assumed: fields that decide outputs and that neither metadata nor weights tell.
+        claims: what the caller and every document that was read state, strongest first.
         notes: remarks for the reader.
         metadata: the typed document of the checkpoint, if it has one of this format.
         embedded: the typed document inside the file, which ``metadata`` may correct.
@@ -92,6 +94,7 @@ class Resolution:
     sources: FieldMap[Source]
     conflicts: list[Conflict]
     assumed: list[str]
+    claims: Sequence[Claims] = ()
     notes: list[str] = field(default_factory=list[str])
     metadata: CheckpointMetadata | None = None
     embedded: CheckpointMetadata | None = None

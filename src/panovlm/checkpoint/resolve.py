@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from panovlm.checkpoint.adapters import find_adapters
 from panovlm.checkpoint.averages import Weights
+from panovlm.checkpoint.backbones import UNNAMED
 from panovlm.checkpoint.fields import RESAMPLER, FieldMap, bears, defaults, nest, typed
 from panovlm.checkpoint.formats import Header, read_header
 from panovlm.checkpoint.infer import Inferred, infer
@@ -32,13 +33,13 @@ from panovlm.checkpoint.settle_backbones import (
     settle_backbone,
     settle_image_size,
 )
-from panovlm.checkpoint.settling import OVERRIDE, Prefer, Settling, kind_of, plain
+from panovlm.checkpoint.settling import OVERRIDE, Prefer, Settling, plain, source_of
 from panovlm.checkpoint.shapes import Observed
 from panovlm.checkpoint.shells import refuse_shells
 from panovlm.checkpoint.sources import Claims, DocumentReader
 from panovlm.config.fields import canonical_type
 from panovlm.config.legacy import ORIGINAL_DEFAULTS
-from panovlm.config.load import apply_recipe_overrides
+from panovlm.config.recipe_overrides import apply_recipe_overrides
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError
 
@@ -136,6 +137,7 @@ def resolve(
         sources=FieldMap(settling.sources),
         conflicts=settling.conflicts,
         assumed=_bearing(settling, carries_tokenizer=carried),
+        claims=claims,
         notes=[
             *location.passed_over,
             *keys.notes,
@@ -243,7 +245,7 @@ def _settle_field(settling: Settling, name: str, default: Any) -> None:
             settling.set(name, observed.value, Source("weights", observed.evidence))
         return
     value = typed(name, claim.values[name], _architecture(settling))
-    source = Source(kind_of(claim), claim.origin)
+    source = source_of(claim, name)
     if observed is not None and not _agrees(settling.inferred, name, value, observed):
         value = settling.contradict(name, value, claim.origin, observed)
         if settling.prefer == "weights":
@@ -324,7 +326,8 @@ def _bearing(settling: Settling, *, carries_tokenizer: bool) -> list[str]:
     observability = settling.inferred.resampler.observability
     # What shapes would show and these do not has no bearing on these weights.
     idle = {f"{RESAMPLER}.{key}" for key, how in observability.items() if how == "observable"}
-    if carries_tokenizer or settling.sources[BACKBONES[LANGUAGE]].kind != "weights":
+    named = not str(settling.values[BACKBONES[LANGUAGE]]).startswith(UNNAMED)
+    if carries_tokenizer or named:
         idle.add("models.tokenizer_name")  # where none is stated, it is the language model's own
     bearing = (name for name in settling.assumed if bears(name, settling.values))
     return sorted({name for name in bearing if name not in idle})

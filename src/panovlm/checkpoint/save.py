@@ -12,15 +12,19 @@ from torch import Tensor
 
 from panovlm.checkpoint.atomic import atomic_write, write_bytes
 from panovlm.checkpoint.borrow import NOTHING, LeftOut
-from panovlm.checkpoint.locate import SIDECAR, TOKENIZER
+from panovlm.checkpoint.locate import SIDECAR, TOKENIZER, own_sidecar
 from panovlm.checkpoint.metadata import (
     EMBEDDED,
     CheckpointMetadata,
     TrainingRecord,
     fingerprint,
+    is_ours,
     library_versions,
     now,
+    parse,
+    read_json,
 )
+from panovlm.checkpoint.tree import checkpoints_in
 from panovlm.models.language.tokenizer import tokenizer_files
 from panovlm.models.model import PanoramaVLM
 
@@ -103,7 +107,10 @@ def write_tokenizer(folder: Path, model: PanoramaVLM) -> None:
 
 
 def save_checkpoint(model: PanoramaVLM, path: Path, *, stage: str = "") -> None:
-    """Write a model outside training, as one ``.ckpt`` file with its sidecar beside it.
+    """Write a model outside training, as one ``.ckpt`` file with its document beside it.
+
+    The document is the folder's, or the file's own where the folder holds checkpoints of other
+    models. Whenever the process is killed, there is the old checkpoint or the new one.
 
     Args:
         model: what to write.
@@ -116,10 +123,33 @@ def save_checkpoint(model: PanoramaVLM, path: Path, *, stage: str = "") -> None:
         "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
         **embedded_entries(model, metadata),
     }
+    beside = _place_of(path, metadata)
+    if _described(beside) not in ("", metadata.identity()):
+        # The old file describes itself, as the new one will; with this beside it neither loads.
+        beside.unlink()
+    if beside.name != SIDECAR and not path.exists():
+        # Without its own, the folder's document would be taken for that of the new file.
+        write_bytes(beside, metadata.to_json().encode())
     with atomic_write(path) as file:
         torch.save(contents, file)
-    write_sidecar(path.parent, metadata)
+    write_bytes(beside, metadata.to_json().encode())
     write_tokenizer(path.parent, model)
+
+
+def _place_of(path: Path, metadata: CheckpointMetadata) -> Path:
+    """Return where the document of a new checkpoint goes."""
+    own, common = own_sidecar(path), path.parent / SIDECAR
+    if own.is_file():
+        return own
+    others = checkpoints_in(path.parent) if path.parent.is_dir() else []
+    alone = all(other == path for other in others)
+    return common if alone or _described(common) == metadata.identity() else own
+
+
+def _described(path: Path) -> str:
+    """Return which model a document describes; empty where there is none of this format."""
+    raw = read_json(path)[0] if path.is_file() else {}
+    return parse(raw, str(path)).identity() if is_ours(raw) else ""
 
 
 def strip_metadata(source: Path, target: Path) -> None:

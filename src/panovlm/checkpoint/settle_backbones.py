@@ -13,7 +13,7 @@ from panovlm.checkpoint.backbones import (
     vision_part,
 )
 from panovlm.checkpoint.resolution import Source
-from panovlm.checkpoint.settling import OVERRIDE, Settling, kind_of, plain
+from panovlm.checkpoint.settling import OVERRIDE, Settling, plain, source_of
 from panovlm.checkpoint.shapes import Observed
 from panovlm.errors import CheckpointError
 
@@ -33,17 +33,17 @@ def settle_backbone(settling: Settling, name: str) -> None:
     claim = settling.claim(name)
     stated = settling.claim(BACKBONES[name])
     if claim is not None:
-        source = Source(kind_of(claim), claim.origin)
+        source = source_of(claim, name)
         # What a caller gives is the backbone's own configuration, as a name would.
         own = source.kind == "override"
         _set_stated(settling, name, claim.values[name], source, own=own)
         if stated is None and claim.values[name]:
             label = f"{UNNAMED}{settling.values[name].get('model_type')}"
             settling.set(BACKBONES[name], label, Source("default", "nothing names it"))
-        for full in sorted(claim.assumed):
+        for full in sorted({*claim.assumed, *claim.inferred}):
             if full.startswith(f"{name}."):
-                settling.sources[full] = source
-                settling.assumed.append(full)
+                settling.sources[full] = source_of(claim, full)
+        settling.assumed += sorted(f for f in claim.assumed if f.startswith(f"{name}."))
     elif stated is not None:
         _settle_named(settling, name, str(stated.values[BACKBONES[name]]))
     elif name in settling.inferred.absent:

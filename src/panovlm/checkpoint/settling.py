@@ -87,6 +87,12 @@ def kind_of(claim: Claims) -> SourceKind:
     return "override" if claim.origin == OVERRIDE else "metadata"
 
 
+def source_of(claim: Claims, name: str) -> Source:
+    """Return the source of a field that a claim decides: the caller's word, or a document."""
+    evidence = claim.inferred.get(name)
+    return Source(kind_of(claim), claim.origin + (f" (inferred: {evidence})" if evidence else ""))
+
+
 def plain(value: Any) -> Any:
     """Return a value in the form in which two sources can be compared."""
     if isinstance(value, tuple | list):

@@ -21,7 +21,6 @@ from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.locate import ADAPTER_CONFIG, Location
 from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, is_ours, parse, read_json
 from panovlm.config.legacy import original_run_mapping, translate
-from panovlm.config.load import load_mapping
 from panovlm.config.schema import Layout, Recipe
 from panovlm.errors import CheckpointError
 
@@ -34,6 +33,7 @@ class Claims:
         origin: the document, for messages.
         values: dotted recipe field → plain value.
         assumed: fields that the document itself marks as assumed.
+        inferred: fields that the document itself marks as read off the weights, and the evidence.
         closed: sections of the recipe in which the fields that it does not mention had their
             defaults for certain.
         document: the typed document, when it is one of this format.
@@ -42,6 +42,7 @@ class Claims:
     origin: str
     values: Mapping[str, Any]
     assumed: frozenset[str] = frozenset()
+    inferred: Mapping[str, str] = field(default_factory=dict[str, str])
     closed: frozenset[str] = frozenset()
     document: CheckpointMetadata | None = None
 
@@ -145,7 +146,7 @@ class DocumentReader:
         if is_ours(raw):
             self.found.embedded = parse(raw, f"metadata inside {file}")
         amended = {claim.document.amends for claim in self.found.claims if claim.document}
-        if self.found.embedded is not None and self.found.embedded.digest() in amended:
+        if self.found.embedded is not None and self.found.embedded.identity() in amended:
             return
         self._add_metadata(raw, f"metadata inside {file}")
 
@@ -162,6 +163,7 @@ class DocumentReader:
             origin,
             flatten(document.recipe),
             assumed=frozenset(document.assumed),
+            inferred=document.inferred,
             document=document,
         )
         self.found.claims.append(claim)
@@ -199,7 +201,9 @@ class DocumentReader:
         path = self.location.config
         if path is None:
             return
-        raw, _ = load_mapping(path)
+        from panovlm.config.yaml_text import read_yaml  # most checkpoints have no need of YAML
+
+        raw, _ = read_yaml(path)
         is_original = self.layout == "original"
         translated = original_run_mapping(raw) if is_original else translate(raw)
         values = original.from_run_config(translated.mapping)

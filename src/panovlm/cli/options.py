@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import yaml
-
 from panovlm.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +35,21 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def loading_choices(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what :func:`add_loading_options` read, as ``resolve`` and its like take it."""
+    return {
+        "overrides": overrides(options.set),
+        "prefer": options.prefer,
+        "weights": options.weights,
+    }
+
+
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """Add where and how a model runs."""
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default auto")
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        choices=DTYPES,
         help="type of the weights; default: as in the file",
     )
     parser.add_argument(
@@ -52,22 +64,37 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def nbytes(text: str) -> int:
+    """Read a size such as ``500MB``, ``5GB`` or ``2GiB``, as argparse wants it."""
+    found = re.fullmatch(r"(\d+)\s*([KMG]i?)?B?", text.strip(), re.IGNORECASE)
+    if found is None or int(found[1]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB, 5GB or 2GiB")
+    return int(found[1]) * _UNITS[(found[2] or "").upper()]
+
+
 def overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """Read ``FIELD=VALUE`` pairs; values are YAML.
 
     Raises:
         ConfigError: a pair has no ``=`` or its value is no YAML.
     """
+    if not pairs:
+        return {}
+    from panovlm.config.yaml_text import parse_yaml
+
     found: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
-        if not sign or not name:
+        if not sign or not name.strip():
             raise ConfigError(f"--set {pair}: FIELD=VALUE was expected.")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair}: the value is no YAML ({error}).") from error
+        found[name.strip()], _ = parse_yaml(value, f"--set {name.strip()}")
     return found
+
+
+def about(path: Path, reason: str) -> str:
+    """Return a reason on one line with the file that it is about, which many name themselves."""
+    line = " ".join(reason.split())
+    return line if line.startswith(str(path)) else f"{path}: {line}"
 
 
 def device(name: str) -> str:

@@ -10,8 +10,10 @@ import warnings
 def quiet() -> None:
     """Silence hints about hardware, loaders, retries and deprecated names inside the libraries.
 
-    Call it before torch, transformers or lightning are imported. Our own warnings stay.
+    Call it before torch, transformers or lightning are imported. Our own warnings stay, and say
+    that they are warnings.
     """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,7 +17,7 @@ from panovlm.config.schema import LoRASettings, Recipe
 from panovlm.errors import CheckpointError, ConfigError
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.chat import ChatFormat
-from panovlm.models.language.lora import attach_lora
+from panovlm.models.language.lora import attach_lora, merge_lora
 from panovlm.models.language.tokenizer import vision_token_id
 from panovlm.models.network import PanoramaNetwork
 from panovlm.panorama.pipeline import ViewPipeline
@@ -150,6 +151,17 @@ class PanoramaVLM(PanoramaNetwork):
         """Attach fresh low-rank adapters to the language model and record them in the recipe."""
         self._attach(settings)
         lora = settings.model_copy(update={"use_lora": True})
+        self.set_recipe(self.recipe.model_copy(update={"lora": lora.model_dump()}))
+
+    def merge_adapters(self) -> None:
+        """Add the adapters into the language model's weights, and say so in the recipe.
+
+        Raises:
+            ConfigError: the model has no adapters.
+        """
+        self.language_model = merge_lora(cast(PeftModel, self.language_model))
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        lora = self.recipe.lora.model_copy(update={"use_lora": False})
         self.set_recipe(self.recipe.model_copy(update={"lora": lora.model_dump()}))
 
     def _attach(self, settings: LoRASettings) -> None:
