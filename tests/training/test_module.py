@@ -95,8 +95,11 @@ def text_loss(module: StageModule, batch: dict[str, Any], project: bool) -> floa
 @pytest.mark.parametrize("stage", ["resampler", "finetune"])
 def test_later_stages_are_the_language_models_loss(stage: str, make_settings: Any) -> None:
     """The text projection, where a model has one, takes part in stage resampler alone."""
-    one = f"training.stage_configs.{stage}.accumulate_grad_batches=1"
-    settings = make_settings(Path("runs"), "models.use_text_projection=true", one)
+    one = [
+        f"training.stage_configs.{stage}.{name}=1"
+        for name in ("accumulate_grad_batches", "questions_per_sample")
+    ]
+    settings = make_settings(Path("runs"), "models.use_text_projection=true", *one)
     module, batch = made(settings, stage)
     with torch.no_grad():
         loss = module.training_step(batch, 0).item()
