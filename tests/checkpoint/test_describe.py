@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 
+import pytest
 import torch
 
 from panovlm.checkpoint.describe import as_json, as_text, components, rows
+from panovlm.checkpoint.fields import flatten
 from panovlm.checkpoint.resolve import resolve
+from panovlm.cli.main import main
+from panovlm.errors import CheckpointError
 
 
 def test_every_field_has_value_and_source(build, write):
@@ -64,3 +69,20 @@ def test_as_data(build, write):
     assert found["layout"] == "original" and found["container"] == "torch"
     assert found["fields"]["models.latent_dimension"]["value"] == 40
     assert found["unknown_tensors"] == [] and found["conflicts"] == []
+
+
+def test_the_command_that_settles_what_is_assumed(build, write, capsys):
+    """It stands below the list, and a shell can run it as it is."""
+    path = write(build(), hyper=None, data=None, name="with blank.ckpt")
+    found = resolve(path)
+    assert found.assumed
+    with pytest.raises(CheckpointError) as error:
+        found.raise_assumed()
+    command = found.how_to_settle().partition("wrong):\n")[2]
+    assert command in str(error.value) and command in as_text(found)
+    assert "repair" not in str(error.value)  # it has no probe
+    program, *arguments = shlex.split(command.replace("\\\n", ""))
+    assert program == "panovlm" and main(arguments) == 0
+    settled = resolve(path)
+    assert settled.assumed == []
+    assert flatten(settled.config) == flatten(found.config)

@@ -91,9 +91,10 @@ def models(own, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         save_checkpoint(own(overlap_ratio=ratio), folder / "best.ckpt")
-        contents = torch.load(folder / "best.ckpt")
-        contents["state_dict"]["model.projector.linear.bias"].fill_(ratio)
-        torch.save(contents, folder / "best.ckpt")
+        model = PanoramaVLM.from_checkpoint(folder)
+        with torch.no_grad():
+            model.projector.linear.bias.fill_(ratio)
+        save_checkpoint(model, folder / "best.ckpt")
     return tmp_path / "old" / "best.ckpt", tmp_path / "new" / "best.ckpt"
 
 

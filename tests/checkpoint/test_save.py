@@ -12,6 +12,8 @@ from torch.testing import assert_close
 
 from panovlm.checkpoint.locate import SIDECAR, TOKENIZER
 from panovlm.checkpoint.metadata import EMBEDDED, parse
+from panovlm.checkpoint.probe.compare import compare
+from panovlm.checkpoint.probe.record import Probe
 from panovlm.checkpoint.repair import add_metadata
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import describe_model, save_checkpoint, strip_metadata
@@ -142,6 +144,9 @@ class TestRoundTrip:
         save_checkpoint(loaded, again / "best.ckpt", stage="finetune")
         first, second = (json.loads((f / SIDECAR).read_text()) for f in (tmp_path, again))
         assert first.pop("created_at") and second.pop("created_at")
+        one, other = (Probe.model_validate(document.pop("probe")) for document in (first, second))
+        for part, measured in one.parts.items():
+            assert compare(part, measured, other.parts[part], stored="float32") == []
         assert first == second
         same(load(again), loaded)
 
@@ -202,7 +207,10 @@ class TestForeignDocuments:
         assert "models.overlap_ratio: 0.25 (checkpoint_metadata.json) against 0.5 " in text
         assert "--prefer weights" in text and "--prefer metadata" in text
         same(load(path, prefer="weights"), model)
-        assert load(path, prefer="metadata").recipe.models.overlap_ratio == 0.25
+        with pytest.raises(CheckpointError, match="the projector does not compute what it"):
+            load(path, prefer="metadata")
+        believed = load(path, prefer="metadata", probe=False)
+        assert believed.recipe.models.overlap_ratio == 0.25
         assert load(path, overrides={"overlap_ratio": 0.25}).recipe.models.overlap_ratio == 0.25
 
     def test_repair_for_good(self, own, saved, tmp_path):

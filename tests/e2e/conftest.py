@@ -20,7 +20,8 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experiment")
     file = folder / "small.yaml"
     file.write_text(SMALL.read_text().replace("SCENES", str(folder / "scenes")))
-    assert main(["train", "--config", str(file), f"paths.runs_dir={folder / 'runs'}"]) == 0
+    changes = (f"paths.runs_dir={folder / 'runs'}", "training.reload_check=true")
+    assert main(["train", "--config", str(file), *changes]) == 0
     return folder
 
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from panovlm.checkpoint.save import strip_metadata
@@ -114,6 +115,55 @@ def test_inspect(run_folder: Path, capsys: Capture) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["fields"]["models.resampler_config.hidden_dim"]["value"] == 12
     assert found["assumed"] == found["conflicts"] == found["unknown_tensors"] == []
+
+
+def test_verify(run_folder: Path, bare: Path, capsys: Capture) -> None:
+    assert main(["verify", str(run_folder), "--strict"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{run_folder / 'best.ckpt'}\n  configuration: passed, every setting is")
+    assert "  probe: passed, as in the probe inside best.ckpt: vision tower, " in said
+    assert said.endswith("verdict: loads, and computes what it computed when it was saved\n")
+    assert main(["verify", str(run_folder / "last.ckpt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checks"][-1]["outcome"] == "passed"
+    assert main(["verify", str(bare), "--strict"]) == 1
+    assert "verdict: does not load\n" in capsys.readouterr().out
+    assert main(["verify", str(run_folder / "none.ckpt")]) == 2
+
+
+def test_a_setting_that_was_lost_is_solved_for(
+    run_folder: Path, experiment: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Nothing but weights, tokenizer and probe are left, and somebody gave a wrong scale."""
+    contents = torch.load(run_folder / "best.ckpt", weights_only=True)
+    kept = {name: contents[name] for name in ("state_dict", "panovlm_tokenizer", "panovlm_probe")}
+    torch.save(kept, tmp_path / "best.ckpt")
+    file = str(tmp_path / "best.ckpt")
+    assert main(["add-metadata", "--checkpoint", file, "--set", "lora.alpha=8"]) == 0
+    image = str(experiment / "scenes" / "images" / "test-000001.jpg")
+    assert main(["verify", str(tmp_path)]) == 1
+    capsys.readouterr()
+    ask = ["ask", str(tmp_path), image, "What is there?", "--set", "generation.max_new_tokens=4"]
+    assert main(ask) == 2
+    assert "the language model does not compute what it computed" in capsys.readouterr().err
+    assert main([*ask, "--no-probe"]) == 0
+    capsys.readouterr()
+    assert main(["repair", str(tmp_path)]) == 2
+    assert "--solve" in capsys.readouterr().err
+    solve = ["repair", str(tmp_path), "--solve"]
+    assert main(solve) == 0
+    said = capsys.readouterr().out
+    assert "  language model: computed something else; settled\n    lora.alpha = 4\n" in said
+    assert "settled: models.overlap_ratio = 0.5\n" in said
+    assert said.endswith("Nothing was written; --write does.\n")
+    assert main([*solve, "--write", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["written"] and found["settled"]["lora.alpha"] == 4
+    assert main(["verify", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(ask) == 0
+    answer = capsys.readouterr().out
+    assert main(["ask", str(run_folder), *ask[2:]]) == 0
+    assert answer == capsys.readouterr().out
 
 
 def test_ask_and_views(run_folder: Path, experiment: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -20,9 +20,11 @@ from torch import Tensor
 from panovlm.checkpoint.atomic import atomic_folder, atomic_write
 from panovlm.checkpoint.document import document
 from panovlm.checkpoint.export import Export, carried_files
-from panovlm.checkpoint.load import load_checkpoint, tied_names
+from panovlm.checkpoint.load import compare_probe, load_checkpoint, tied_names
 from panovlm.checkpoint.locate import own_sidecar
 from panovlm.checkpoint.metadata import CheckpointMetadata, Conversion, fingerprint
+from panovlm.checkpoint.probe.measure import precisions, take_probe
+from panovlm.checkpoint.probe.record import find_probe
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.settling import Prefer
 from panovlm.checkpoint.tokenizer_digests import tokenizer_digests
@@ -208,8 +210,26 @@ def _document(
             "recipe": model.config.typed_recipe().model_dump(mode="json"),
             "tokenizer": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
             "conversions": (*before.conversions, done) if changed else before.conversions,
+            "probe": _probed(model, before, done.dtype),
         }
     )
+
+
+def _probed(
+    model: PanoramaVLM, before: CheckpointMetadata, dtype: str | None
+) -> dict[str, Any] | None:
+    """Return the probe of the result: the source's, unless the caller changed settings."""
+    assert model.resolution is not None
+    found = find_probe(model.resolution)
+    if found is not None and found.own and not model.resolution.changed:
+        probe = found.probe
+    else:
+        probe = take_probe(model, assumed=before.assumed)
+    if probe is None:
+        return None
+    stored = precisions(model)
+    new = stored if dtype is None else dict.fromkeys(stored, dtype)
+    return probe.rounded(stored).rounded(new).model_dump(mode="json")
 
 
 @contextmanager
@@ -230,13 +250,15 @@ def _prove(path: Path, export: Export) -> None:
     Raises:
         CheckpointError: it does not load, or something differs.
     """
-    again = load_checkpoint(path, device=torch.device("cpu"))
+    again = load_checkpoint(path, device=torch.device("cpu"), probe=False)
     state = _state(again)
     for name, stored in export.weights.items():
         _require(_equal(state.get(name), stored.value()), f"tensor {name}")
     _require(state.keys() == _state(export.model).keys(), "the names of the tensors")
     _require(again.recipe == export.model.recipe, "the settings")
     _require(tokenizer_digests(resolve(path)) == export.document.tokenizer, "the tokenizer")
+    assert again.resolution is not None
+    compare_probe(again.resolution, again, precisions(again))
 
 
 def _equal(read: Tensor | None, meant: Tensor) -> bool:

@@ -158,8 +158,7 @@ def _lines(resolution: Resolution) -> Iterator[str]:
     if resolution.assumed:
         yield (
             f"{len(resolution.assumed)} setting(s) are assumed: neither metadata nor weights tell "
-            "them. Settle one with `panovlm add-metadata --checkpoint "
-            f"{resolution.path} --set FIELD=VALUE`."
+            f"them. {resolution.how_to_settle()}"
         )
     yield f"verdict: {verdict(resolution)[1]}"
 

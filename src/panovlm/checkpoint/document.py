@@ -15,6 +15,7 @@ from panovlm.checkpoint.metadata import (
     now,
     read_json,
 )
+from panovlm.checkpoint.probe.record import own_probe
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.settle_backbones import BACKBONES
 from panovlm.config.schema import Recipe
@@ -45,6 +46,7 @@ def document(resolution: Resolution) -> CheckpointMetadata:
         conversions=known.conversions if known else (),
         versions=known.versions if known else library_versions(),
         created_at=known.created_at if known else now(),
+        probe=own_probe(resolution),
     )
 
 

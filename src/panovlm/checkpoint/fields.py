@@ -53,6 +53,7 @@ BEARING: tuple[tuple[str, str, frozenset[Any]], ...] = (
         frozenset({"e2p", "sliding_window", "anyres_e2p"}),
     ),
     ("image_processing.anyres_patch_size", _CROP, frozenset({"anyres_e2p"})),
+    ("image_processing.anyres_patch_size", _PROCESSOR, frozenset({True})),
     ("image_processing.anyres_max_patches", _CROP, frozenset({"anyres", "anyres_max"})),
     ("image_processing.normalize", _PROCESSOR, frozenset({False})),
     ("image_processing.image_mean", _PROCESSOR, frozenset({False})),

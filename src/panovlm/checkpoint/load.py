@@ -10,13 +10,16 @@ from typing import Any, cast
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from panovlm.checkpoint.averages import Weights
-from panovlm.checkpoint.backbones import UNNAMED, processed_size, resized
+from panovlm.checkpoint.backbones import processed_size, resized
 from panovlm.checkpoint.borrow import borrow
-from panovlm.checkpoint.formats import load_tensors, read_attachments
+from panovlm.checkpoint.find_tokenizer import find_tokenizer
+from panovlm.checkpoint.formats import load_tensors
 from panovlm.checkpoint.plan import Proof, prove
+from panovlm.checkpoint.probe.check import check_probe
+from panovlm.checkpoint.probe.measure import precisions
+from panovlm.checkpoint.probe.record import Part
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.settle_backbones import IMAGE_SIZE
@@ -26,11 +29,6 @@ from panovlm.errors import CheckpointError, ContradictionError, PanoVLMError
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.backbone import language_config
 from panovlm.models.language.lora import adapter_effect
-from panovlm.models.language.tokenizer import (
-    load_tokenizer,
-    prepare_tokenizer,
-    tokenizer_from_files,
-)
 from panovlm.models.model import PanoramaVLM
 from panovlm.models.vision.pretrained import tower_config, tower_processor
 
@@ -44,25 +42,65 @@ def load_checkpoint(
     strict: bool = False,
     overrides: Mapping[str, Any] | None = None,
     weights: Weights | None = None,
+    probe: bool = True,
 ) -> PanoramaVLM:
     """Load a checkpoint; see :meth:`panovlm.models.model.PanoramaVLM.from_checkpoint`."""
     resolution = resolve(path, overrides, prefer=prefer, weights=weights)
     resolution.raise_conflicts()
     if strict:
         resolution.raise_assumed()
+    model = assemble(resolution)
+    stored = precisions(model)
+    # In float32 the probe sees more, and processors are slow in half precision; an accelerator is
+    # fast in any, but its memory may not hold the model before it is converted.
+    early = probe and device.type == "cpu"
+    if early:
+        compare_probe(resolution, model, stored)
+    if dtype is not None:
+        convert(model, dtype)
+    cast(nn.Module, model).to(device)
+    if probe and not early:
+        compare_probe(resolution, model, stored)
+    return model
+
+
+def assemble(resolution: Resolution) -> PanoramaVLM:
+    """Build the model of a resolved checkpoint, prove it, and give it its weights and tokenizer.
+
+    Returns:
+        The model in evaluation mode, on the CPU, its weights in the types of the file.
+    """
     model = build_empty(complete(resolution))
     proof = prove_model(resolution, model)
     proof.raise_failure(resolution.path)
+    fill(resolution, model, proof)
+    return model.eval()
+
+
+def fill(resolution: Resolution, model: PanoramaVLM, proof: Proof) -> None:
+    """Give a proven model its weights, its tokenizer (if one can be had) and its resolution.
+
+    Raises:
+        CheckpointError: the weights are not complete, adapters are damaged, or the tokenizer is.
+        ContradictionError: the weights contradict each other or what was recorded of them.
+    """
     bind(resolution, model, borrow(resolution, proof))
     check_adapters(resolution, model)
     model.resolution = resolution
     tokenizer = find_tokenizer(resolution)
     if tokenizer is not None:
         model.attach_tokenizer(tokenizer)
-    if dtype is not None:
-        convert(model, dtype)
-    cast(nn.Module, model).to(device)
-    return model.eval()
+
+
+def compare_probe(resolution: Resolution, model: PanoramaVLM, stored: Mapping[Part, str]) -> None:
+    """Stop if a model computes something else than when its checkpoint was written.
+
+    Raises:
+        CheckpointError: a part differs that no setting of the caller reaches.
+    """
+    report = check_probe(model, resolution, stored)
+    report.raise_failure(resolution)
+    resolution.notes += report.notes()
 
 
 def complete(resolution: Resolution) -> Recipe:
@@ -252,40 +290,3 @@ def _same(one: Tensor, other: Tensor) -> bool:
     """Compare two tensors, without reading them when they are one."""
     shared = one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
     return (shared and one.shape == other.shape) or torch.equal(one, other)
-
-
-def find_tokenizer(resolution: Resolution) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer that a checkpoint carries or names.
-
-    Order: inside the file, the folder ``tokenizer`` beside it, ``models.tokenizer_name``, the
-    language model's name. What the checkpoint carries is complete; a named one gets the tokens that
-    training added. ``None`` (with a note in the resolution) when none of them can be read.
-
-    Raises:
-        CheckpointError: the carried tokenizer is damaged.
-    """
-    location = resolution.location
-    files = read_attachments(location.checkpoint, resolution.weights)
-    if files:
-        return tokenizer_from_files(files)
-    if location.tokenizer is not None:
-        return load_tokenizer(str(location.tokenizer))
-    models = resolution.config.models
-    name = models.tokenizer_name or models.language_model_name
-    if name.startswith(UNNAMED):
-        resolution.notes.append("no tokenizer: the checkpoint neither carries nor names one")
-        return None
-    try:
-        tokenizer = load_tokenizer(name)
-    except PanoVLMError as error:
-        resolution.notes.append(f"no tokenizer: {error}")
-        return None
-    grown = prepare_tokenizer(tokenizer)
-    rows = resolution.inferred.fields.get("models.language_config.vocab_size")
-    if grown and rows is not None and rows.value != len(tokenizer):
-        raise CheckpointError(
-            f"{resolution.path} has {rows.value} token embeddings, but the tokenizer of {name!r} "
-            f"has {len(tokenizer)} tokens with those that training added; they do not belong "
-            "together. Name the one that it was trained with: --set models.tokenizer_name=FOLDER."
-        )
-    return tokenizer

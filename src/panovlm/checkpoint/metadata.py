@@ -90,6 +90,10 @@ class CheckpointMetadata(StrictModel):
     """What was done to the weights after training, oldest first."""
     versions: dict[str, str] = Field(default_factory=dict)
     created_at: str = ""
+    probe: dict[str, Any] | None = None
+    """What every part of the model computes on a fixed input, see
+    :mod:`panovlm.checkpoint.probe.record`. It is typed only when it is compared, so that a damaged
+    one does not stop the settings from being read."""
 
     def to_json(self) -> str:
         """Return the document as JSON text."""

@@ -193,8 +193,9 @@ def _same(one: CheckpointMetadata, other: CheckpointMetadata) -> bool:
 
 def _give(found: Resolution, *, shared: bool, dry_run: bool) -> Repair:
     """Write a checkpoint's document where it belongs, unless it is there."""
-    wanted = document(found)
-    there = _present(found)
+    wanted, there = document(found), _present(found)
+    if wanted.probe is None and there is not None:  # perhaps of another file of the folder
+        wanted = wanted.model_copy(update={"probe": there.probe})
     complete = there is not None and _same(there, wanted) and there.amends == wanted.amends
     own, common = own_sidecar(found.path), found.location.folder / SIDECAR
     path = common if shared and not own.is_file() else own

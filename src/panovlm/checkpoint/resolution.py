@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from panovlm.checkpoint.infer import Inferred
 from panovlm.checkpoint.keymap import KeyMap
 from panovlm.checkpoint.locate import Location
 from panovlm.checkpoint.metadata import CheckpointMetadata, Prefix
+from panovlm.checkpoint.probe.record import ENTRY as PROBE
 from panovlm.checkpoint.sources import Claims
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError, ContradictionError
@@ -84,6 +87,7 @@ class Resolution:
         adapters: adapters of another file that join the weights.
         borrowed: backbones whose weights are elsewhere, by the beginning of their names.
         fingerprint: of the names and shapes in the checkpoint file.
+        changed: fields that the caller states otherwise than a document of the checkpoint.
     """
 
     location: Location
@@ -102,6 +106,7 @@ class Resolution:
     adapters: Part | None = None
     borrowed: Mapping[Prefix, Borrowed] = field(default_factory=dict[Prefix, Borrowed])
     fingerprint: str = ""
+    changed: list[str] = field(default_factory=list[str])
 
     @property
     def path(self) -> Path:
@@ -142,10 +147,29 @@ class Resolution:
             lines = "\n".join(f"  {name} = {self.value(name)!r}" for name in self.assumed)
             raise CheckpointError(
                 f"{self.path}: neither metadata nor weights tell these settings, and strict "
-                f"loading does not assume them:\n{lines}\n"
-                "Settle them with --set FIELD=VALUE, or for good with "
-                f"`panovlm add-metadata --checkpoint {self.path} --set FIELD=VALUE`."
+                f"loading does not assume them:\n{lines}\n{self.how_to_settle()}"
             )
+
+    def how_to_settle(self) -> str:
+        """Say how the assumed fields become known, with the command for a shell to do it.
+
+        The command states the values that are assumed now; those that are wrong are to be changed.
+        """
+        solving = ""
+        known = (self.metadata, self.embedded)
+        if PROBE in self.header.extras or any(m is not None and m.probe for m in known):
+            solving = (
+                f"`panovlm repair {shlex.quote(str(self.path))} --solve --write` settles those "
+                "that the checkpoint's probe shows. "
+            )
+        stated = "".join(
+            f" \\\n    --set {shlex.quote(f'{name}={json.dumps(self.value(name))}')}"
+            for name in self.assumed
+        )
+        return (
+            f"{solving}State them with --set FIELD=VALUE, or for good with (after changing what is "
+            f"wrong):\n  panovlm add-metadata --checkpoint {shlex.quote(str(self.path))}{stated}"
+        )
 
     def value(self, name: str) -> Any:
         """Return the value of a field by dotted name (or its last part)."""

@@ -33,7 +33,14 @@ from panovlm.checkpoint.settle_backbones import (
     settle_backbone,
     settle_image_size,
 )
-from panovlm.checkpoint.settling import OVERRIDE, Prefer, Settling, plain, source_of
+from panovlm.checkpoint.settling import (
+    OVERRIDE,
+    Prefer,
+    Settling,
+    plain,
+    source_of,
+    stated_otherwise,
+)
 from panovlm.checkpoint.shapes import Observed
 from panovlm.checkpoint.shells import refuse_shells
 from panovlm.checkpoint.sources import Claims, DocumentReader
@@ -153,6 +160,7 @@ def resolve(
         adapters=part,
         borrowed=elsewhere,
         fingerprint=actual,
+        changed=stated_otherwise(documents.claims, claims[0].values) if overrides else [],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from panovlm.checkpoint.metadata import (
     parse,
     read_json,
 )
+from panovlm.checkpoint.probe.measure import take_probe
+from panovlm.checkpoint.probe.record import ENTRY as PROBE
 from panovlm.checkpoint.tree import checkpoints_in
 from panovlm.models.language.tokenizer import tokenizer_files
 from panovlm.models.model import PanoramaVLM
@@ -40,7 +43,7 @@ def describe_model(
     training: TrainingRecord | None = None,
     left_out: LeftOut = NOTHING,
 ) -> CheckpointMetadata:
-    """Return the complete document about a model as it is now.
+    """Return the complete document about a model as it is now, but for its probe.
 
     What was only assumed when the model was loaded stays assumed, unless it has been trained with
     it since (``training`` is given).
@@ -73,12 +76,22 @@ def describe_model(
     )
 
 
+def with_probe(model: PanoramaVLM, metadata: CheckpointMetadata) -> CheckpointMetadata:
+    """Return a document with the probe of the model that it describes."""
+    probe = take_probe(model, assumed=metadata.assumed)
+    return metadata.model_copy(update={"probe": probe and probe.model_dump(mode="json")})
+
+
 def embedded_entries(model: PanoramaVLM, metadata: CheckpointMetadata) -> dict[str, Any]:
     """Return the entries that make a checkpoint file describe itself.
 
-    The tokenizer's files are byte tensors, so that reading the description does not read them.
+    The tokenizer's files are byte tensors, so that reading the description does not read them. The
+    probe has an entry of its own besides its place in the document: it tells the settings when the
+    document is lost or wrong.
     """
     entries: dict[str, Any] = {EMBEDDED: metadata.to_json()}
+    if metadata.probe is not None:
+        entries[PROBE] = json.dumps(metadata.probe)
     if model.tokenizer is not None:
         files = tokenizer_files(model.tokenizer)
         entries[ATTACHED_TOKENIZER] = {
@@ -117,7 +130,7 @@ def save_checkpoint(model: PanoramaVLM, path: Path, *, stage: str = "") -> None:
         path: the file; its folder must exist.
         stage: name of the training stage, for the record.
     """
-    metadata = describe_model(model, stage=stage)
+    metadata = with_probe(model, describe_model(model, stage=stage))
     state: Mapping[str, Tensor] = model.state_dict()
     contents = {
         "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},

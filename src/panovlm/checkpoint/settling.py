@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -99,3 +99,20 @@ def plain(value: Any) -> Any:
         items = [plain(item) for item in value]
         return items[0] if len(items) == 2 and items[0] == items[1] else items
     return value
+
+
+def stated_otherwise(documents: Sequence[Claims], stated: Mapping[str, Any]) -> list[str]:
+    """Return the fields that the caller states otherwise than a document does.
+
+    Args:
+        documents: what the checkpoint's documents state.
+        stated: what the caller does, single keys of a backbone's configuration included.
+    """
+
+    def differs(name: str, claim: Claims) -> bool:
+        section, _, key = name.rpartition(".")
+        whole = claim.values.get(section)
+        known, key = (whole, key) if isinstance(whole, Mapping) else (claim.values, name)
+        return key in known and plain(known[key]) != plain(stated[name])
+
+    return [name for name in stated if any(differs(name, claim) for claim in documents)]

@@ -7,7 +7,14 @@ import sys
 from pathlib import Path
 
 from panovlm.checkpoint.describe import remarks
-from panovlm.cli.options import add_device_options, add_loading_options, device, dtype, overrides
+from panovlm.cli.options import (
+    add_device_options,
+    add_loading_options,
+    add_probe_option,
+    device,
+    dtype,
+    overrides,
+)
 from panovlm.cli.quiet import quiet
 
 
@@ -18,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question")
     add_loading_options(parser)
     add_device_options(parser)
+    add_probe_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
         strict=options.strict,
         overrides=overrides(options.set),
         weights=options.weights,
+        probe=options.probe,
     )
     assert model.resolution is not None
     for line in remarks(model.resolution):

@@ -12,6 +12,7 @@ from panovlm.checkpoint.locate import locate
 from panovlm.cli.options import (
     add_device_options,
     add_loading_options,
+    add_probe_option,
     device,
     dtype,
     overrides,
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-max-samples", type=positive, default=50, help="how many to print")
     add_loading_options(parser)
     add_device_options(parser)
+    add_probe_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,6 +86,7 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
         strict=options.strict,
         overrides=overrides(options.set),
         weights=options.weights,
+        probe=options.probe,
     )
     resolution = model.resolution
     assert resolution is not None

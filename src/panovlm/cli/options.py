@@ -57,6 +57,16 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_probe_option(parser: argparse.ArgumentParser) -> None:
+    """Add whether a loaded model is compared with its checkpoint's probe."""
+    parser.add_argument(
+        "--no-probe",
+        dest="probe",
+        action="store_false",
+        help="load without comparing what the model computes with what it computed when saved",
+    )
+
+
 def positive(text: str) -> int:
     """Read a whole number from 1 on, as argparse wants it."""
     if not text.isdecimal() or int(text) < 1:

@@ -202,6 +202,9 @@ class Training(StrictModel):
     save: Literal["all", "trainable"] = "all"
     """What a checkpoint holds: every weight, or all but the frozen tensors that are still those of
     the named backbones; these are then kept by name and digest."""
+    reload_check: bool = True
+    """Before the first step, write a checkpoint and load it in a new process; read back every
+    checkpoint that is written. A run whose checkpoints would not load stops at once."""
     wandb_project: str | None = None
     """Project to log to with Weights & Biases (to be installed besides); unset: no such log."""
 

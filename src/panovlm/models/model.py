@@ -139,13 +139,7 @@ class PanoramaVLM(PanoramaNetwork):
                 "the model has no tokenizer; load it from a checkpoint that carries one, or name "
                 "one with --set models.tokenizer_name=FOLDER_OR_HUB_NAME."
             )
-        models = self.recipe.models
-        return ChatFormat(
-            self.tokenizer,
-            model_name=models.language_model_name,
-            system_message=self.recipe.system_messages.default,
-            training_placeholder=models.training_placeholder,
-        )
+        return ChatFormat.of(self.recipe, self.tokenizer)
 
     def add_adapters(self, settings: LoRASettings) -> None:
         """Attach fresh low-rank adapters to the language model and record them in the recipe."""
@@ -216,6 +210,7 @@ class PanoramaVLM(PanoramaNetwork):
         strict: bool = False,
         overrides: Mapping[str, Any] | None = None,
         weights: Literal["model", "ema"] | None = None,
+        probe: bool = True,
     ) -> Self:
         """Load a checkpoint as the model that was trained, or raise.
 
@@ -228,12 +223,15 @@ class PanoramaVLM(PanoramaNetwork):
             overrides: settings by dotted name, such as ``{"models.overlap_ratio": 0.25}``.
             weights: which copy to take where a file holds the live weights (``"model"``) and their
                 running average (``"ema"``); such a file is refused without a choice.
+            probe: compare what the model computes on a small fixed input with what it computed
+                when the checkpoint was written, where the checkpoint tells.
 
         Returns:
             The model in evaluation mode, with ``.tokenizer`` and ``.resolution``.
 
         Raises:
-            CheckpointError: the file cannot be opened, does not fit, or is ambiguous.
+            CheckpointError: the file cannot be opened, does not fit, is ambiguous, or is not the
+                model that its probe was taken of.
             ContradictionError: metadata and weights disagree and ``prefer`` does not settle it.
         """
         from panovlm.checkpoint.load import load_checkpoint
@@ -250,6 +248,7 @@ class PanoramaVLM(PanoramaNetwork):
                 strict=strict,
                 overrides=overrides,
                 weights=weights,
+                probe=probe,
             ),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,12 +50,20 @@ class CheckpointWriter(Checkpoint):
         folder: the stage's run folder.
         stem: fixed part of the file names.
         every_n_steps: optimizer steps between two writes of ``last.ckpt``.
+        after_write: called with every file that was written, once its document is.
     """
 
-    def __init__(self, folder: Path, stem: str, every_n_steps: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stem: str,
+        every_n_steps: int,
+        after_write: Callable[[Path, StageModule], None] | None = None,
+    ) -> None:
         self.folder = folder
         self.stem = stem
         self.every_n_steps = every_n_steps
+        self.after_write = after_write
         self.best_loss: float | None = None
         self._module: StageModule | None = None
         self._restored: dict[str, Any] | None = None
@@ -143,20 +152,29 @@ class CheckpointWriter(Checkpoint):
         for old in self.folder.iterdir():
             if old.name.startswith(f"{self.stem}_epoch") and old.name != name:
                 old.unlink()
-        self._describe(trainer, module)
+        self._describe(module)
+        self._read_back(self.folder / name)
 
     def _write_last(self, trainer: lightning.Trainer) -> None:
         """Write the whole training state."""
         self._due = False
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)
-        if trainer.is_global_zero and not (self.folder / BEST).exists():
-            self._describe(trainer, self._stage_module())
+        if not trainer.is_global_zero:
+            return
+        if not (self.folder / BEST).exists():
+            self._describe(self._stage_module())
+        self._read_back(self.folder / LAST)
 
-    def _describe(self, trainer: lightning.Trainer, module: StageModule) -> None:
-        """Write the document and the tokenizer beside the weights."""
-        metadata = module.describe(trainer.current_epoch, trainer.global_step, module.last_val_loss)
-        write_sidecar(self.folder, metadata)
+    def _describe(self, module: StageModule) -> None:
+        """Write the document and the tokenizer of the last file beside it."""
+        assert module.document is not None
+        write_sidecar(self.folder, module.document)
         write_tokenizer(self.folder, module.model)
+
+    def _read_back(self, path: Path) -> None:
+        """Pass on what was written."""
+        if self.after_write is not None:
+            self.after_write(path, self._stage_module())
 
     def _stage_module(self) -> StageModule:
         assert self._module is not None

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from panovlm.checkpoint.borrow import put_back
 from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, parse
-from panovlm.checkpoint.save import embedded_entries
+from panovlm.checkpoint.save import embedded_entries, with_probe
 from panovlm.config.schema import StageConfig
 from panovlm.errors import PanoVLMError
 from panovlm.models.language.chat import IGNORED
@@ -41,6 +41,9 @@ class StageModule(lightning.LightningModule):
             would then begin an interrupted epoch from its first batch.
         describe: returns the checkpoint document for an epoch, a step and a validation loss.
         left_out: tensors of the model that its checkpoints do not hold.
+
+    Attributes:
+        document: what the checkpoint that was written last says about itself.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class StageModule(lightning.LightningModule):
         self.left_out = left_out
         self.last_val_loss: float | None = None
         self._mean = ItemMean(settings.accumulate_grad_batches, settings.batch_size)
+        self.document: CheckpointMetadata | None = None
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         """Return the stage's loss of one batch, weighed by what the batch holds."""
@@ -138,8 +142,9 @@ class StageModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the file describe itself."""
-        metadata = self.describe(self.current_epoch, self.global_step, self.last_val_loss)
-        checkpoint.update(embedded_entries(self.model, metadata))
+        about = self.describe(self.current_epoch, self.global_step, self.last_val_loss)
+        self.document = with_probe(self.model, about)
+        checkpoint.update(embedded_entries(self.model, self.document))
         for name in self.left_out:
             del checkpoint["state_dict"][_PREFIX + name]
 

@@ -23,6 +23,7 @@ from panovlm.errors import CheckpointError, ConfigError, PanoVLMError
 from panovlm.training.freeze import counts, table
 from panovlm.training.module import StageModule
 from panovlm.training.preflight import check_later_stages
+from panovlm.training.reload_check import check_before
 from panovlm.training.resume import check_unchanged
 from panovlm.training.rundir import BEST, LAST, experiment_name, move_aside, stage_folder
 from panovlm.training.stage import (
@@ -92,6 +93,7 @@ class _Run:
         self.state = StateFile(settings)
         self.tables = Tables(settings)
         self.processes = 1
+        self.reloaded = False
 
     def stages(self, names: Sequence[str], *, resume: bool) -> Path:
         """Run stages; return the folder of the last."""
@@ -161,14 +163,6 @@ class _Run:
         if last is not None:
             check_unchanged(last, describe(0, 0, None))
             self._tell(f"stage {name}: continues from {last}")
-        if self.leads:
-            self._make_room(room_for)
-            self._begin(name, folder)
-        self._tell(f"stage {name}: writes to {folder}")
-        self.console.print(table(counts(model), f"stage {name}"))
-        trainer = stage_trainer(
-            settings, name, folder, rows, self.console, processes=self.processes, steps=steps
-        )
         module = StageModule(
             model,
             stage=name,
@@ -176,6 +170,15 @@ class _Run:
             total_steps=steps,
             describe=describe,
             left_out=left_out.names,
+        )
+        if self.leads:
+            self._check_reload(module)
+            self._make_room(room_for)
+            self._begin(name, folder)
+        self._tell(f"stage {name}: writes to {folder}")
+        self.console.print(table(counts(model), f"stage {name}"))
+        trainer = stage_trainer(
+            settings, name, folder, rows, self.console, processes=self.processes, steps=steps
         )
         self._fit(trainer, module, data, last)
         best = BEST if (folder / BEST).exists() else LAST
@@ -247,6 +250,17 @@ class _Run:
                 "stage first, or all of them."
             )
         return folder
+
+    def _check_reload(self, module: StageModule) -> None:
+        """Find out whether the stage's checkpoints can be loaded; once in a new process."""
+        if not self.settings.training.reload_check:
+            return
+        with self.console.status("loading a checkpoint as a reader would"):
+            runs = Path(self.settings.paths.runs_dir)
+            check_before(module, runs, fresh_process=not self.reloaded)
+        where = "here" if self.reloaded else "in a new process"
+        self._tell(f"stage {module.stage}: its checkpoints load ({where}, before the first step)")
+        self.reloaded = True
 
     def _make_room(self, names: Sequence[str]) -> None:
         """Move the earlier run of some stages out of the way; nothing is deleted."""

@@ -32,6 +32,7 @@ from panovlm.training.checkpoints import AtomicCheckpointIO, CheckpointWriter
 from panovlm.training.freeze import freeze, trainable_parts, widen
 from panovlm.training.preflight import adapters_of, check_interval
 from panovlm.training.progress import ProgressLines
+from panovlm.training.reload_check import check_written
 from panovlm.training.rundir import checkpoint_stem, experiment_name
 from panovlm.training.tables import StageTables, Tables
 
@@ -160,9 +161,10 @@ def stage_trainer(
     """Return Lightning's trainer for a stage of so many steps, in one of so many processes."""
     training, stage = settings.training, settings.training.stage_configs[name]
     stem = checkpoint_stem(settings, rows.train_files)
+    read_back = check_written if training.reload_check else None
     callbacks: list[lightning.Callback] = [
         ProgressLines(console),
-        CheckpointWriter(folder, stem, training.checkpoint_every_n_steps),
+        CheckpointWriter(folder, stem, training.checkpoint_every_n_steps, read_back),
     ]
     if console.is_terminal:
         callbacks.append(RichProgressBar(leave=False))

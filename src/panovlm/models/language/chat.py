@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from panovlm.config.schema import Recipe
 from panovlm.errors import ConfigError, DataError
 from panovlm.models.language.tokenizer import CHATML_TEMPLATE, VISION_TOKEN, vision_token_id
 
@@ -72,6 +73,17 @@ class ChatFormat:
         self.system_message = system_message
         self.training_placeholder = training_placeholder
         self._template = None if tokenizer.chat_template else _fallback_template(model_name)
+
+    @classmethod
+    def of(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Return the format that a recipe describes; errors as for the class."""
+        models = recipe.models
+        return cls(
+            tokenizer,
+            model_name=models.language_model_name,
+            system_message=recipe.system_messages.default,
+            training_placeholder=models.training_placeholder,
+        )
 
     def training_text(self, turns: Sequence[tuple[str, str]]) -> str:
         """Return the text of a training conversation, as it is tokenised."""

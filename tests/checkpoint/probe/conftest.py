@@ -1,0 +1,58 @@
+"""Saved models whose documents can be edited while their weights and probes stay."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+import torch
+
+from panovlm.checkpoint.locate import SIDECAR
+from panovlm.checkpoint.metadata import EMBEDDED
+from panovlm.checkpoint.save import save_checkpoint
+
+
+@pytest.fixture(scope="session")
+def originals(own, tmp_path_factory):
+    """Save a model once; equal settings give the same file."""
+    written = {}
+
+    def of(**settings):
+        key = repr(sorted(settings.items()))
+        if key not in written:
+            folder = tmp_path_factory.mktemp("saved")
+            save_checkpoint(own(**settings), folder / "best.ckpt")
+            written[key] = folder / "best.ckpt"
+        return written[key]
+
+    return of
+
+
+@pytest.fixture
+def saved(originals, tmp_path):
+    """A copy of a saved model; its document lies only inside the file, perhaps edited."""
+
+    def of(edits: dict[str, Any] | None = None, **settings):
+        path = tmp_path / "best.ckpt"
+        shutil.copy(originals(**settings), path)
+        (tmp_path / SIDECAR).unlink(missing_ok=True)
+        return edited(path, edits or {})
+
+    return of
+
+
+def edited(path, fields):
+    """Change fields of the document inside a file."""
+    contents = torch.load(path, weights_only=True)
+    document = json.loads(contents[EMBEDDED])
+    for name, value in fields.items():
+        place = document["recipe"]
+        *way, leaf = name.split(".")
+        for key in way:
+            place = place[key]
+        assert place[leaf] != value, f"{name} is {value!r} already"
+        place[leaf] = value
+    torch.save({**contents, EMBEDDED: json.dumps(document)}, path)
+    return path
