@@ -237,7 +237,13 @@ class TestWeights:
                 {name: value * i for i, name in enumerate(names)}, tmp_path / f"{side}.safetensors"
             )
         sides = [
-            SimpleNamespace(path=path, header=read_header(path), keys=SimpleNamespace(files={}))
+            SimpleNamespace(
+                path=path,
+                header=read_header(path),
+                keys=SimpleNamespace(files={}),
+                weights=None,
+                adapters=None,
+            )
             for path in sorted(tmp_path.glob("*.safetensors"))
         ]
         monkeypatch.setattr(distance, "PORTION", 4 << 20)

@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from panovlm.checkpoint.atomic import atomic_folder, atomic_write
+from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.document import document
 from panovlm.checkpoint.export import Export, carried_files
 from panovlm.checkpoint.load import compare_probe, load_checkpoint, tied_names
@@ -67,8 +68,12 @@ def convert(
     prefer: Prefer | None = None,
     strict: bool = False,
     overrides: Mapping[str, Any] | None = None,
+    weights: Weights | None = None,
 ) -> Converted:
     """Write a checkpoint in another format.
+
+    The result is complete: what the source leaves to adapters in another file or to the models
+    that it was trained from is in it.
 
     Args:
         source: checkpoint file or folder.
@@ -81,6 +86,7 @@ def convert(
         prefer: as for :meth:`PanoramaVLM.from_checkpoint`.
         strict: likewise.
         overrides: likewise.
+        weights: likewise.
 
     Raises:
         CheckpointError: the source does not load, the target is there, cannot be written, or does
@@ -89,15 +95,20 @@ def convert(
     """
     _check_target(target, to, overwrite=overwrite)
     model = load_checkpoint(
-        source, device=torch.device("cpu"), prefer=prefer, strict=strict, overrides=overrides
+        source,
+        device=torch.device("cpu"),
+        prefer=prefer,
+        strict=strict,
+        overrides=overrides,
+        weights=weights,
     )
-    weights = _weights(model, merge=merge_lora, dtype=dtype)
+    stored = _stored(model, merge=merge_lora, dtype=dtype)
     if to == "huggingface":
-        _require_one_type(model, weights)
+        _require_one_type(model, stored)
     if to != "lightning":
-        weights = _without_tied(model, weights)
-    known = _document(model, weights, merge=merge_lora, dtype=dtype)
-    export = Export(model, weights, known)
+        stored = _without_tied(model, stored)
+    known = _document(model, stored, merge=merge_lora, dtype=dtype)
+    export = Export(model, stored, known)
     if to in SUFFIX:
         with atomic_write(target) as file, _judging(Path(file.name), target):
             (export.safetensors if to == "safetensors" else export.lightning)(file)
@@ -107,7 +118,7 @@ def convert(
         with atomic_folder(target) as folder, _judging(folder, target):
             (export.huggingface if to == "huggingface" else export.sharded)(folder, max_shard_size)
             _prove(folder, export)
-    return Converted(target, known, len(weights), sum(one.nbytes for one in weights.values()))
+    return Converted(target, known, len(stored), sum(one.nbytes for one in stored.values()))
 
 
 def _check_target(target: Path, to: Target, *, overwrite: bool) -> None:
@@ -128,7 +139,7 @@ def _check_target(target: Path, to: Target, *, overwrite: bool) -> None:
         )
 
 
-def _weights(model: PanoramaVLM, *, merge: bool, dtype: torch.dtype | None) -> dict[str, Stored]:
+def _stored(model: PanoramaVLM, *, merge: bool, dtype: torch.dtype | None) -> dict[str, Stored]:
     """Return every tensor of the state dict with the type that it is to be stored in."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     types = {name: tensor.dtype for name, tensor in _state(model).items()}
@@ -207,6 +218,7 @@ def _document(
         update={
             "fingerprint": fingerprint({n: tuple(s.tensor.shape) for n, s in weights.items()}),
             "amends": "",
+            "references": {},
             "recipe": model.config.typed_recipe().model_dump(mode="json"),
             "tokenizer": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
             "conversions": (*before.conversions, done) if changed else before.conversions,

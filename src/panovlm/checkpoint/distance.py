@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from panovlm.checkpoint.compare import Comparison
-from panovlm.checkpoint.formats import load_tensors
 from panovlm.checkpoint.formats.header import ITEMSIZE
+from panovlm.checkpoint.stored import stored_tensors
 
 PORTION = 256 << 20
 """Bytes of one file that are read before it is mapped anew."""
@@ -68,7 +68,7 @@ def distances(comparison: Comparison) -> list[Distance]:
     found: dict[str, Distance] = {}
     one, other = comparison.one, comparison.other
     for names in _portions(comparison):
-        first, second = load_tensors(one.path), load_tensors(other.path)
+        first, second = stored_tensors(one), stored_tensors(other)
         for name in names:
             stored = (side.keys.files.get(name, name) for side in (one, other))
             component = name.split(".", 1)[0]

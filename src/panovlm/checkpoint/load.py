@@ -15,7 +15,6 @@ from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.backbones import processed_size, resized
 from panovlm.checkpoint.borrow import borrow
 from panovlm.checkpoint.find_tokenizer import find_tokenizer
-from panovlm.checkpoint.formats import load_tensors
 from panovlm.checkpoint.plan import Proof, prove
 from panovlm.checkpoint.probe.check import check_probe
 from panovlm.checkpoint.probe.measure import precisions
@@ -24,6 +23,7 @@ from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.settle_backbones import IMAGE_SIZE
 from panovlm.checkpoint.settling import Prefer
+from panovlm.checkpoint.stored import stored_tensors
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError, ContradictionError, PanoVLMError
 from panovlm.models.configuration import PanoramaVLMConfig
@@ -206,10 +206,7 @@ def bind(resolution: Resolution, model: PanoramaVLM, borrowed: Mapping[str, Tens
         ContradictionError: two names of one tensor hold different values.
         CheckpointError: a parameter would be left without value.
     """
-    tensors = load_tensors(resolution.path, resolution.weights)
-    if resolution.adapters is not None:
-        part = load_tensors(resolution.adapters.path)
-        tensors |= {name: part[own] for name, own in resolution.adapters.names.items()}
+    tensors = stored_tensors(resolution)
     _check_aliases(resolution, tensors)
     names = set(model.state_dict().keys())
     keys = resolution.keys

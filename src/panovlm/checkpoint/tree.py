@@ -8,7 +8,7 @@ from pathlib import Path
 
 from panovlm.checkpoint.formats.sharded import read_index
 from panovlm.checkpoint.formats.source import Source
-from panovlm.checkpoint.locate import ADAPTERS, SUFFIXES, TOKENIZER
+from panovlm.checkpoint.locate import ADAPTER_FILES, ADAPTERS, SUFFIXES, TOKENIZER
 from panovlm.errors import CheckpointError
 
 INDEX = ".index.json"
@@ -58,7 +58,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
     files = [path for path in seen if path.is_file()]
     indices = [path for path in files if path.name.endswith(INDEX)]
     shards = {shard.name for index in indices for shard in _shards(index)}
-    single = [path for path in files if path.suffix in SUFFIXES and path.name not in shards]
+    parts = {*shards, *ADAPTER_FILES}
+    single = [path for path in files if path.suffix in SUFFIXES and path.name not in parts]
     whole = [path for path in seen if _may_hold(path) and is_folder_checkpoint(path)]
     return sorted(single + indices + whole)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from panovlm.cli.options import DTYPES, add_loading_options, dtype, nbytes, overrides
+from panovlm.cli.options import DTYPES, add_loading_options, dtype, loading_choices, nbytes
 from panovlm.cli.quiet import quiet
 
 
@@ -45,9 +45,8 @@ def run(options: argparse.Namespace) -> int:
         dtype=dtype(options.dtype),
         max_shard_size=options.max_shard_size,
         overwrite=options.overwrite,
-        prefer=options.prefer,
         strict=options.strict,
-        overrides=overrides(options.set),
+        **loading_choices(options),
     )
     print(f"{done.path}: {done.tensors} tensors, {done.nbytes:,} bytes, opened again: all equal")
     for name in done.document.assumed:

@@ -14,6 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", action="store_true", help="read the weights too, and tell how far they differ"
     )
+    parser.add_argument(
+        "--copy",
+        choices=("model", "ema"),
+        help="which to read where a file holds the live weights and their running average",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
@@ -23,7 +28,8 @@ def run(options: argparse.Namespace) -> int:
     from panovlm.checkpoint.compare_report import as_json, as_text, is_same
     from panovlm.checkpoint.resolve import resolve
 
-    found = Comparison(resolve(options.one), resolve(options.other))
+    one, other = (resolve(path, weights=options.copy) for path in (options.one, options.other))
+    found = Comparison(one, other)
     apart = None
     if options.weights:
         from panovlm.checkpoint.distance import distances

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from panovlm.cli.options import add_loading_options, overrides
+from panovlm.cli.options import add_loading_options, loading_choices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     from panovlm.checkpoint.explain import as_text, explain
     from panovlm.checkpoint.resolve import resolve
 
-    resolution = resolve(options.checkpoint, overrides(options.set), prefer=options.prefer)
+    resolution = resolve(options.checkpoint, **loading_choices(options))
     found = explain(resolution, options.field)
     print(json.dumps(found.as_json(), indent=2) if options.json else as_text(found))
     return 1 if found.conflicts else 0
