@@ -119,7 +119,10 @@ class TestDifferences:
         _, found = diff(one, other)
         rows = {row["field"]: row for row in found["settings"]}
         assert rows["models.overlap_ratio"]["sources"][1] == "ASSUMED default: default of PanoVLM"
-        assert rows["models.language_config.eos_token_id"]["sources"][1] == "not stated"
+        assert rows["models.language_config.eos_token_id"]["sources"][1] == (
+            "default of transformers"
+        )
+        assert "models.language_config.attention_dropout" not in rows  # the default was stated
 
     def test_architectures(self, saved, diff):
         one, other = saved("a"), saved("b", resampler_type="bimamba")

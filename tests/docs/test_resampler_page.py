@@ -1,72 +1,166 @@
-"""The example of docs/adding-a-resampler.md, run as it stands there."""
+"""The example of docs/adding-a-resampler.md, installed as it stands there and used by commands."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
-from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-import torch
-
-from panovlm.checkpoint.shapes import Shapes
-from panovlm.config.schema import ModelSettings
-from panovlm.models import resamplers
-from panovlm.models.vision.resampler import ResamplerModule
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-resampler.md"
+STORY = """
+import shutil
+from pathlib import Path
+
+import torch
+
+from panovlm.checkpoint.save import save_checkpoint, strip_metadata
+from panovlm.cli.main import main
+from panovlm.config.schema import ModelSettings, Settings
+from panovlm.models.assemble import new_model
+from panovlm.models.model import PanoramaVLM
+from panovlm.models.vision.resampler import ResamplerModule
 
 
-@pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Install the page's package and entry point for one test."""
+def run(*words):
+    print("$", *words)
+    code = main([str(word) for word in words])
+    print("exit", code)
+
+
+settings = ModelSettings.model_validate(
+    {"resampler_type": "avgpool", "resampler_config": {"window": 2}, "latent_dimension": 6}
+)
+tokens = torch.randn(3, 16, 10)
+assert ResamplerModule(settings, vision_dim=10).forward(tokens).shape == (3, 4, 6)
+
+tower = {"model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 40,
+         "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 16, "patch_size": 4}
+language = {"model_type": "qwen3", "hidden_size": 24, "intermediate_size": 40, "head_dim": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+model = new_model(
+    Settings.model_validate(
+        {
+            "models": {"resampler_type": "avgpool", "resampler_config": {"window": 4},
+                       "latent_dimension": 16, "vision_config": tower,
+                       "language_config": language},
+            "training": {"stage_configs": {s: {} for s in ("vision", "resampler", "finetune")}},
+        }
+    ),
+    ["what is left ?"],
+).eval()
+whole, bare = Path("whole"), Path("bare")
+whole.mkdir()
+bare.mkdir()
+save_checkpoint(model, whole / "best.ckpt")
+strip_metadata(whole / "best.ckpt", bare / "best.ckpt")
+shutil.copytree(whole / "tokenizer", bare / "tokenizer")
+
+run("inspect", whole)
+run("inspect", bare)
+run("explain", bare, "use_ln")
+run("add-metadata", "--checkpoint", bare, "--set", "window=4")
+run("convert", bare, "out.safetensors", "--to", "safetensors")
+run("diff", bare, "out.safetensors", "--weights")
+pixels = torch.randn(1, 2, 3, 16, 16)
+with torch.no_grad():
+    meant = model.vision_tokens(pixels)
+    for path in (whole, bare, "out.safetensors"):
+        loaded = PanoramaVLM.from_checkpoint(path)
+        assert loaded.recipe.models.resampler_config == model.recipe.models.resampler_config
+        assert torch.equal(loaded.vision_tokens(pixels), meant), path
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's package as ``pip install`` leaves it, with its test beside it."""
     text = PAGE.read_text(encoding="utf-8")
-    recipe, module = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    package = tmp_path / "avgpool"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "recipe.py").write_text(recipe, encoding="utf-8")
-    (package / "module.py").write_text(module, encoding="utf-8")
-    found = re.search(r'entry-points\."(.*?)"\]\n(\w+) = "(.*?)"', text)
-    assert found is not None
-    entry = EntryPoint(group=found[1], name=found[2], value=found[3])
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(
-        resamplers, "entry_points", lambda *, group: [entry] if group == entry.group else []
-    )
-    resamplers.recipes.cache_clear()
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "avgpool"]:
-        del sys.modules[name]
-    monkeypatch.undo()
-    resamplers.recipes.cache_clear()
-
-
-def network(config: dict[str, object]) -> ResamplerModule:
-    settings = ModelSettings.model_validate(
-        {"resampler_type": "avgpool", "resampler_config": config, "latent_dimension": 6}
-    )
-    return ResamplerModule(settings, vision_dim=10)
-
-
-@pytest.mark.usefixtures("plugin")
-def test_the_network_works() -> None:
-    tokens = torch.randn(3, 16, 10)
-    assert network({"window": 2}).forward(tokens).shape == (3, 4, 6)
-
-
-@pytest.mark.usefixtures("plugin")
-@pytest.mark.parametrize("use_ln", [True, False])
-def test_its_settings_are_read_off_its_weights(*, use_ln: bool) -> None:
-    state = network({"window": 4, "use_ln": use_ln}).state_dict()
-    shapes = Shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, "resampler.")
-    claims = [name for name, found in resamplers.recipes().items() if not found.missing(shapes)]
-    seen = resamplers.recipe("avgpool").infer(shapes)
-    assert claims == ["avgpool"]
-    assert {name: observed.value for name, observed in seen.items()} == {
-        "vision_dim": 10,
-        "latent_dimension": 6,
-        "use_ln": use_ln,
+    recipe, module, test = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    entry = re.search(r"```toml\n\[project\.(entry-points)\.\"(.*?)\"\]\n(.*?)```", text, re.DOTALL)
+    assert entry is not None
+    root = tmp_path_factory.mktemp("site")
+    information = root / "avgpool-0.1.dist-info"
+    files = {
+        root / "avgpool" / "__init__.py": "",
+        root / "avgpool" / "recipe.py": recipe,
+        root / "avgpool" / "module.py": module,
+        root / "tests" / "test_avgpool.py": test,
+        information / "METADATA": "Metadata-Version: 2.1\nName: avgpool\nVersion: 0.1\n",
+        information / "entry_points.txt": f"[{entry[2]}]\n{entry[3]}".replace('"', ""),
     }
+    for path, content in files.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    return root
+
+
+def python(package: Path, folder: Path, *words: str) -> str:
+    """Run Python where the package is installed; return what it printed."""
+    paths = os.pathsep.join([str(package), *sys.path])
+    done = subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_command_knows_it(package: Path, tmp_path: Path) -> None:
+    """Trained as a part of a model, recorded, recognised without metadata, proved and converted."""
+    said = python(package, tmp_path, "-c", STORY)
+    first, second, *rest = re.split(r"^\$ .*\n", said, flags=re.MULTILINE)[1:]
+    assert first.endswith("verdict: loads, and every setting is known\nexit 0\n")
+    row = re.compile(r"models\.resampler_(?:config\.)?(\w+) +(\S+) +(.*)")
+    fields = {name: (value, source) for name, value, source in row.findall(second)}
+    prefix = "weights: resampler_module.resampler."
+    assert fields["type"] == ("avgpool", f"{prefix}linear.weight, {prefix[9:]}linear.bias")
+    assert fields["use_ln"] == ("True", f"{prefix}norm.weight present")
+    assert fields["window"] == ("2", "ASSUMED default: default of PanoVLM")
+    explained, described, converted, compared = rest
+    assert "observable: shapes of the weights show it" in explained
+    assert re.match(r"bare/checkpoint_metadata\.json: written\n", described)
+    assert "window" not in described
+    assert "opened again: all equal" in converted
+    assert "verdict: the same (weights too)" in compared
+    assert said.count("exit 0\n") == 6
+
+
+def test_its_own_test(package: Path, tmp_path: Path) -> None:
+    said = python(package, tmp_path, "-m", "pytest", "-p", "no:cacheprovider", str(package))
+    assert "1 passed" in said
+
+
+def test_a_package_that_is_broken(package: Path, tmp_path: Path) -> None:
+    """One clear line, whatever the command."""
+    information = tmp_path / "broken-0.1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 0.1\n")
+    (information / "entry_points.txt").write_text("[panovlm.resamplers]\nodd = broken.recipe:Odd\n")
+    code = "from panovlm.cli.main import main; print(main(['inspect', 'none']))"
+    said = python(tmp_path, tmp_path, "-c", f"import sys; sys.stderr = sys.stdout; {code}")
+    assert said == (
+        "error: the resampler 'odd' of the package broken cannot be imported: No module named "
+        "'broken'. Mend or uninstall that package.\n2\n"
+    )
+
+
+def test_the_checks_find_a_fault(package: Path, tmp_path: Path) -> None:
+    code = (
+        "from avgpool.recipe import AvgPoolRecipe, AvgPoolSettings\n"
+        "from panovlm.errors import ConfigError\n"
+        "from panovlm.models.resamplers.check import check_recipe\n"
+        "AvgPoolRecipe.observability['use_ln'] = 'unobservable'\n"
+        "try:\n"
+        "    check_recipe(AvgPoolRecipe(), AvgPoolSettings(use_ln=False))\n"
+        "except ConfigError as error:\n"
+        "    print(error)\n"
+    )
+    assert "infer returns use_ln, which is declared unobs" in python(package, tmp_path, "-c", code)

@@ -16,6 +16,7 @@ from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.settle_backbones import BACKBONES
 from panovlm.checkpoint.settling import plain
 from panovlm.checkpoint.tokenizer_digests import tokenizer_digests
+from panovlm.errors import ConfigError
 
 ABSENT = "not stated"
 """Source of a field that one side does not have."""
@@ -133,15 +134,22 @@ class Comparison:
 
     def _changes(self) -> Iterator[Change]:
         sides = (self.one, self.other)
-        values = tuple(_leaves(field_values(side)) for side in sides)
+        stated = tuple(field_values(side) for side in sides)
+        values = tuple(map(_leaves, stated))
+        if any(_is_of_backbone(name) for name in values[0].keys() ^ values[1].keys()):
+            # What one side states, the other may have by transformers' defaults.
+            values = tuple(
+                _leaves(known | _spelled_out(side))
+                for side, known in zip(sides, stated, strict=True)
+            )
         flat = tuple(flatten(side.config) for side in sides)
         for name in sorted({*values[0], *values[1]}):
             pair = values[0].get(name), values[1].get(name)
             if name in values[0] and name in values[1] and plain(pair[0]) == plain(pair[1]):
                 continue
             told = [
-                _source(side, name) if name in known else ABSENT
-                for side, known in zip(sides, values, strict=True)
+                _source(side, name, known, given)
+                for side, known, given in zip(sides, values, stated, strict=True)
             ]
             bearing = any(
                 name in known and bears(name, settings)
@@ -150,7 +158,32 @@ class Comparison:
             yield Change(name, pair, (told[0], told[1]), bearing)
 
 
-def _source(resolution: Resolution, name: str) -> str:
+def _is_of_backbone(name: str) -> bool:
+    return name.rpartition(".")[0] in BACKBONES
+
+
+def _spelled_out(resolution: Resolution) -> dict[str, Any]:
+    """Return every field of both backbones' configurations, those of their classes included.
+
+    Empty where that cannot be known: transformers is not there, or a configuration is not.
+    """
+    try:
+        from panovlm.models.configuration import PanoramaVLMConfig
+
+        models = PanoramaVLMConfig(resolution.config).typed_recipe().models
+    except (ImportError, ConfigError):
+        return {}
+    configs = {section: getattr(models, section.rpartition(".")[2]) for section in BACKBONES}
+    return {f"{at}.{key}": value for at, found in configs.items() for key, value in found.items()}
+
+
+def _source(
+    resolution: Resolution, name: str, values: Mapping[str, Any], stated: Mapping[str, Any]
+) -> str:
+    if name not in values:
+        return ABSENT
+    if name not in stated:
+        return "default of transformers"
     assumed = "ASSUMED " if name in resolution.assumed else ""
     return f"{assumed}{field_source(resolution, name)}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers.bimamba.recipe import BiMambaRecipe
@@ -30,11 +30,11 @@ def recipes() -> dict[str, ResamplerRecipe]:
     """Return every registered architecture by canonical name.
 
     Raises:
-        ConfigError: two architectures claim one name or alias.
+        ConfigError: two architectures claim one name or alias, or a package's cannot be imported.
     """
     found: dict[str, ResamplerRecipe] = {}
     taken: dict[str, str] = {}
-    plugins = [entry.load() for entry in entry_points(group="panovlm.resamplers")]
+    plugins = [_load(entry) for entry in entry_points(group="panovlm.resamplers")]
     for cls in (*BUILT_IN, *plugins):
         for spelling in (cls.name, *cls.aliases):
             if spelling in taken:
@@ -45,6 +45,18 @@ def recipes() -> dict[str, ResamplerRecipe]:
             taken[spelling] = cls.__module__
         found[cls.name] = cls()
     return found
+
+
+def _load(entry: EntryPoint) -> type[ResamplerRecipe]:
+    """Import another package's architecture."""
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        package = entry.dist.name if entry.dist else "that brings it"
+        raise ConfigError(
+            f"the resampler {entry.name!r} of the package {package} cannot be imported: {error}. "
+            "Mend or uninstall that package."
+        ) from error
 
 
 def recipe(name: str) -> ResamplerRecipe:
