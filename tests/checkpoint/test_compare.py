@@ -90,6 +90,15 @@ class TestSame:
         assert (code, found["only"]) == (0, [[], []])
         assert len(set(found["digests"]["names and shapes"])) == 1
 
+    def test_one_of_two_copies(self, saved, diff, capsys):
+        one, other = saved("a"), saved("b")
+        contents = torch.load(other)
+        moved = {name: tensor + 1 for name, tensor in contents["state_dict"].items()}
+        torch.save({**contents, "state_dict_ema": moved}, other)
+        assert main(["diff", str(one), str(other)]) == 2
+        assert "can be read in two ways" in capsys.readouterr().err
+        assert diff(other, other, "--copy", "ema", "--weights")[0] == 0
+
 
 class TestDifferences:
     def test_settings_with_their_sources(self, saved, diff):

@@ -209,6 +209,32 @@ class TestFormats:
         assert after.resolution.assumed == before.resolution.assumed
         assert {p.dtype for p in after.parameters()} == {torch.bfloat16}
 
+    def test_what_is_elsewhere_becomes_part_of_it(self, build, files, backbones, tmp_path, convert):
+        """A tower that the file leaves to the folder that it names."""
+        path = files.write_run(tmp_path / "run", build(), backbones)
+        contents = torch.load(path)
+        state = contents["state_dict"]
+        contents["state_dict"] = {n: t for n, t in state.items() if "backbone.encoder" not in n}
+        torch.save(contents, path)
+        out, tower = tmp_path / "out.safetensors", str(backbones.vision["siglip"])
+        stated = f"models.vision_name={tower}"
+        assert convert(path, out, "--to", "safetensors", "--set", stated)[0] == 0
+        before, after = load(path, overrides={"models.vision_name": tower}), load(out)
+        assert before.resolution.borrowed and not after.resolution.borrowed
+        same(before, after)
+
+    def test_one_of_two_copies(self, build, files, backbones, tmp_path, convert):
+        path = files.write_run(tmp_path / "run", build(), backbones)
+        contents = torch.load(path)
+        state = contents["state_dict"]
+        averaged = {n: t + 1 if t.is_floating_point() else t for n, t in state.items()}
+        torch.save({**contents, "state_dict_ema": averaged}, path)
+        out = tmp_path / "out.safetensors"
+        code, said = convert(path, out, "--to", "safetensors")
+        assert code == 2 and "--weights model or --weights ema" in said
+        assert convert(path, out, "--to", "safetensors", "--weights", "ema")[0] == 0
+        same(load(path, weights="ema"), load(out))
+
 
 class TestTypes:
     @pytest.mark.parametrize("to", FORMATS)
