@@ -10,12 +10,14 @@ import shutil
 import lightning
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch.testing import assert_close
 
 from panovlm.checkpoint.formats import read_header
 from panovlm.checkpoint.load import build_empty
 from panovlm.checkpoint.locate import ADAPTERS, OWN_SIDECAR, SIDECAR, TOKENIZER
+from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import save_checkpoint, strip_metadata
 from panovlm.checkpoint.weight_files import Stored, write_safetensors
 from panovlm.cli.main import main
@@ -208,6 +210,25 @@ class TestFormats:
         same(before, after)
         assert after.resolution.assumed == before.resolution.assumed
         assert {p.dtype for p in after.parameters()} == {torch.bfloat16}
+
+    @pytest.mark.parametrize("name", ["checkpoint", "last.ckpt"])
+    def test_from_a_distributed_checkpoint(self, name, own, tmp_path, convert, capsys):
+        """A folder as FSDP writes it, found in a tree, described, and made one file."""
+        model, path = own(), tmp_path / "run" / name
+        state = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
+        dcp.save({"state_dict": state}, checkpoint_id=path, no_dist=True)
+        assert main(["inspect", str(tmp_path)]) == 0
+        assert capsys.readouterr().out.startswith(f"assumed {len(resolve(path).assumed)}   {path}:")
+        assert main(["add-metadata", "--recursive", str(tmp_path)]) == 0
+        beside = path if name == "checkpoint" else path.parent
+        assert (beside / SIDECAR).is_file()
+        assert main(["add-metadata", "--recursive", str(tmp_path)]) == 0
+        assert "1 complete" in capsys.readouterr().out
+        out = tmp_path / "out.safetensors"
+        assert convert(path, out, "--to", "safetensors")[0] == 0
+        for key, tensor in load(out).state_dict().items():
+            assert torch.equal(tensor, model.state_dict()[key])
+        assert main(["diff", str(path), str(out), "--weights"]) == 0
 
     def test_what_is_elsewhere_becomes_part_of_it(self, build, files, backbones, tmp_path, convert):
         """A tower that the file leaves to the folder that it names."""

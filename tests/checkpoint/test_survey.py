@@ -138,13 +138,14 @@ class TestTree:
 
     def test_folders_that_are_one_checkpoint(self, tree):
         root = tree(
+            "cut/__0_0.distcp",
             "fsdp/.metadata",
             "fsdp/__0_0.distcp",
             "zero/latest",
             "zero/global_step3/mp_rank_00_model_states.pt",
             "zz/last.ckpt",
         )
-        assert self.names(root) == ["fsdp", "zero", "zz/last.ckpt"]
+        assert self.names(root) == ["cut", "fsdp", "zero", "zz/last.ckpt"]
         assert self.names(root / "fsdp") == ["."]
 
     def test_links_to_folders_are_not_followed(self, tree):

@@ -10,7 +10,7 @@ from typing import Any
 from panovlm.checkpoint.atomic import link_or_copy, write_bytes
 from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.document import document
-from panovlm.checkpoint.locate import SIDECAR, locate, own_sidecar
+from panovlm.checkpoint.locate import SIDECAR, Location, locate, own_sidecar
 from panovlm.checkpoint.metadata import CheckpointMetadata, is_ours, parse, read_json
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.resolve import resolve
@@ -113,7 +113,7 @@ def add_metadata(
         ContradictionError: a contradiction is left that ``prefer`` does not settle.
     """
     found = _resolved(path, overrides, prefer, weights)
-    shared = all(_alike(found, other) for other in _neighbours(found.path))
+    shared = all(_alike(found, other) for other in _neighbours(found.location))
     return _give(found, shared=shared, dry_run=dry_run)
 
 
@@ -133,19 +133,29 @@ def add_metadata_below(
     Raises:
         CheckpointError: there is none.
     """
-    for folder, files in checkpoints_by_folder(root).items():
-        resolved: list[Resolution] = []
+    for files in checkpoints_by_folder(root).values():
+        resolved: dict[Path, list[Resolution]] = {}
         for file in files:
             try:
-                resolved.append(_resolved(file, overrides, prefer, weights))
+                found = _resolved(file, overrides, prefer, weights)
             except (PanoVLMError, OSError) as error:
                 yield Failure(file, str(error))
-        shared = all(_alike(resolved[0], other) for other in resolved[1:])
-        for found in _first_choice_first(folder, resolved):
-            try:
-                yield _give(found, shared=shared, dry_run=dry_run)
-            except PanoVLMError as error:
-                yield Failure(found.path, str(error))
+            else:
+                resolved.setdefault(found.location.folder, []).append(found)
+        for folder, group in resolved.items():
+            yield from _give_all(folder, group, dry_run=dry_run)
+
+
+def _give_all(
+    folder: Path, group: Sequence[Resolution], *, dry_run: bool
+) -> Iterator[Repair | Failure]:
+    """Describe the checkpoints whose documents stand in one folder."""
+    shared = all(_alike(group[0], other) for other in group[1:])
+    for found in _first_choice_first(folder, group):
+        try:
+            yield _give(found, shared=shared, dry_run=dry_run)
+        except PanoVLMError as error:
+            yield Failure(found.path, str(error))
 
 
 def _resolved(
@@ -159,14 +169,21 @@ def _resolved(
     return found
 
 
-def _neighbours(checkpoint: Path) -> Iterator[Resolution]:
-    """Resolve the other checkpoints of a folder; those that do not load anyway have no say."""
-    for path in checkpoints_in(checkpoint.parent):
-        if path != checkpoint:
+def _neighbours(location: Location) -> Iterator[Resolution]:
+    """Resolve the checkpoints that a folder's document is about, too.
+
+    Those that do not load anyway have no say.
+    """
+    if location.folder == location.checkpoint:
+        return
+    for path in checkpoints_in(location.folder):
+        if path != location.checkpoint:
             try:
-                yield resolve(path)
+                found = resolve(path)
             except PanoVLMError:
                 continue
+            if found.location.folder == location.folder:
+                yield found
 
 
 def _first_choice_first(folder: Path, found: Sequence[Resolution]) -> list[Resolution]:

@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from panovlm.checkpoint.formats import is_checkpoint_folder
+from panovlm.checkpoint.formats.lookalike import describe_unfinished
 from panovlm.checkpoint.formats.sharded import read_index
 from panovlm.checkpoint.formats.source import Source
 from panovlm.checkpoint.locate import ADAPTER_FILES, ADAPTERS, SUFFIXES, TOKENIZER
 from panovlm.errors import CheckpointError
 
 INDEX = ".index.json"
-FOLDER_MARKS = (".metadata", "latest")
-"""Files that make a whole folder one checkpoint: of torch's distributed writer, of DeepSpeed."""
 COMPANIONS = (TOKENIZER, ADAPTERS)
 """Folders that belong to the checkpoint beside them."""
 
@@ -72,8 +72,8 @@ def is_tree(path: Path) -> bool:
 
 
 def is_folder_checkpoint(folder: Path) -> bool:
-    """Tell whether a folder is one checkpoint as a whole."""
-    return any((folder / mark).is_file() for mark in FOLDER_MARKS)
+    """Tell whether a folder is one checkpoint as a whole, or the unfinished beginning of one."""
+    return is_checkpoint_folder(folder) or bool(describe_unfinished(folder))
 
 
 def _may_hold(entry: Path) -> bool:
