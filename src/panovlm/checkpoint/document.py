@@ -18,7 +18,7 @@ from panovlm.checkpoint.metadata import (
 from panovlm.checkpoint.probe.record import own_probe
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.settle_backbones import BACKBONES
-from panovlm.config.schema import Recipe
+from panovlm.config.model_recipe import Recipe
 
 
 def document(resolution: Resolution) -> CheckpointMetadata:

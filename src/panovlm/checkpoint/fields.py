@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from panovlm.config.fields import block_at
-from panovlm.config.schema import RESAMPLER_CONFIGS, Recipe
+from panovlm.config.model_recipe import RESAMPLER_CONFIGS, Recipe
 from panovlm.errors import ConfigError
 
 Value = TypeVar("Value")

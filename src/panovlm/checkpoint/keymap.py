@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from panovlm.checkpoint.shapes import Shapes
-from panovlm.config.schema import Layout
+from panovlm.config.model_recipe import Layout
 from panovlm.errors import ContradictionError
 from panovlm.models.resamplers.recipe import Dialect
 

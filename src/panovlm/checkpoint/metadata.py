@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from panovlm.config.base import StrictModel
-from panovlm.config.schema import LoRASettings, Recipe
+from panovlm.config.model_recipe import LoRASettings, Recipe
 from panovlm.errors import CheckpointError
 
 SCHEMA_VERSION = 1

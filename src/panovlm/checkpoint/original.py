@@ -12,7 +12,7 @@ from typing import Any
 from panovlm.checkpoint.fields import RESAMPLER, flatten_mapping
 from panovlm.checkpoint.metadata import TrainingRecord
 from panovlm.config.legacy import original_run_mapping, take_foreign_type, translate
-from panovlm.config.schema import Recipe
+from panovlm.config.model_recipe import Recipe
 
 Fields = dict[str, Any]
 

@@ -19,7 +19,7 @@ from panovlm.checkpoint.locate import Location
 from panovlm.checkpoint.metadata import CheckpointMetadata, Prefix
 from panovlm.checkpoint.probe.record import ENTRY as PROBE
 from panovlm.checkpoint.sources import Claims
-from panovlm.config.schema import Recipe
+from panovlm.config.model_recipe import Recipe
 from panovlm.errors import CheckpointError, ContradictionError
 
 SourceKind = Literal["override", "metadata", "weights", "default"]

@@ -46,8 +46,8 @@ from panovlm.checkpoint.shells import refuse_shells
 from panovlm.checkpoint.sources import Claims, DocumentReader
 from panovlm.config.fields import canonical_type
 from panovlm.config.legacy import ORIGINAL_DEFAULTS
+from panovlm.config.model_recipe import Recipe
 from panovlm.config.recipe_overrides import apply_recipe_overrides
-from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError
 
 __all__ = ["Conflict", "Prefer", "Resolution", "Source", "resolve"]

@@ -21,7 +21,7 @@ from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.locate import ADAPTER_CONFIG, Location
 from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, is_ours, parse, read_json
 from panovlm.config.legacy import original_run_mapping, translate
-from panovlm.config.schema import Layout, Recipe
+from panovlm.config.model_recipe import Layout, Recipe
 from panovlm.errors import CheckpointError
 
 

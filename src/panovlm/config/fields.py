@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from panovlm.config.lines import Path
-from panovlm.config.schema import ModelSettings, StageConfig
+from panovlm.config.model_recipe import ModelSettings
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipe
 from panovlm.models.resamplers.recipe import ResamplerSettings
@@ -69,8 +69,9 @@ def paths_of(model: type[BaseModel], resampler_type: str, at: Path = ()) -> Iter
         below = _bare(info.annotation)
         if below is ResamplerSettings:
             below = recipe(resampler_type).settings
-        if get_origin(below) is dict and get_args(below)[-1] is StageConfig:
-            yield from paths_of(StageConfig, resampler_type, (*at, name, "<stage>"))
+        of_each = get_args(below)[-1] if get_origin(below) is dict else None
+        if isclass(of_each) and issubclass(of_each, BaseModel):
+            yield from paths_of(of_each, resampler_type, (*at, name, "<stage>"))
         elif isclass(below) and issubclass(below, BaseModel):
             yield from paths_of(below, resampler_type, (*at, name))
 

@@ -1,7 +1,8 @@
 """The recipe: every setting that decides what a trained model computes.
 
-It travels in every checkpoint. No torch is imported here. Import these names from
-:mod:`panovlm.config.schema`, the public home of all settings.
+It travels in every checkpoint. No torch is imported here. The public home of all settings is
+:mod:`panovlm.config.schema`; what only reads checkpoints imports these from here, since the classes
+of experiments would take a good part of the time of a short command.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from panovlm.config.fields import block_at, nearest, paths_of
 from panovlm.config.legacy import OLD_MODEL_KEYS, translate
 from panovlm.config.lines import Keys, Path, dotted
-from panovlm.config.schema import Recipe
+from panovlm.config.model_recipe import Recipe
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipe, recipes
 

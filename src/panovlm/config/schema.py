@@ -27,6 +27,7 @@ from panovlm.config.model_recipe import (
     SystemMessages,
     TextLength,
 )
+from panovlm.config.stages import STAGE_ALIASES, STAGES
 
 __all__ = [
     "DEFAULT_SYSTEM_MESSAGE",
@@ -53,21 +54,6 @@ __all__ = [
     "Training",
     "usually_trainable",
 ]
-
-STAGES = ("vision", "resampler", "finetune")
-"""Training stages in their natural order."""
-
-STAGE_ALIASES = {
-    "vision_pretraining": "vision",
-    "vision_pretrain": "vision",
-    "joint_vision_resampler": "vision",
-    "joint_resampler": "vision",
-    "resampler_training": "resampler",
-    "instruction_tuning": "finetune",
-    "instruction_tune": "finetune",
-    "final_finetune": "finetune",
-}
-"""Older names of the stages."""
 
 
 class Experiment(StrictModel):

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from panovlm.config.fields import canonical_type
 from panovlm.config.legacy.draft import Draft, Translated, split
 from panovlm.config.lines import Keys, Lines
-from panovlm.config.schema import STAGE_ALIASES
+from panovlm.config.stages import STAGE_ALIASES
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipe
 

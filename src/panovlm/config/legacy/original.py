@@ -9,7 +9,7 @@ from panovlm.config.fields import block_at, canonical_type
 from panovlm.config.legacy.draft import Draft, Translated
 from panovlm.config.legacy.names import FLAT_RESAMPLER, translate
 from panovlm.config.lines import Lines
-from panovlm.config.schema import Recipe
+from panovlm.config.model_recipe import Recipe
 from panovlm.models.resamplers import recipe
 
 ORIGINAL_DEFAULTS: dict[str, Any] = {
