@@ -137,7 +137,7 @@ def folders(*paths):
 
 
 def test_folders_that_are_checkpoints(touch, tmp_path):
-    folders(tmp_path / "best.ckpt", tmp_path / "epoch=1.ckpt", tmp_path / "epoch=2.ckpt")
+    folders(tmp_path / "best.ckpt")
     folder = touch("checkpoint_metadata.json", "tokenizer/tokenizer.json")
     assert locate(folder).checkpoint == folder / "best.ckpt"
     for path in (folder, folder / "best.ckpt"):
@@ -145,14 +145,19 @@ def test_folders_that_are_checkpoints(touch, tmp_path):
         assert (found.checkpoint, found.folder) == (folder / "best.ckpt", folder)
         assert found.sidecar == folder / "checkpoint_metadata.json"
         assert found.tokenizer == folder / "tokenizer"
-    (folder / "best.ckpt").rename(folder / ".hidden.ckpt")
-    found = locate(folder)
+
+
+def test_the_newest_folder_that_is_complete(tmp_path, dcp_writer):
+    weights = {"model.w": (torch.ones(2), [((0,), (2,))])}
+    for second, name in enumerate(("epoch=1.ckpt", "epoch=2.ckpt")):
+        os.utime(dcp_writer.write(tmp_path / name, weights, files=1), (second, second))
+    found = locate(tmp_path)
     assert (found.checkpoint.name, found.why) == ("epoch=2.ckpt", "newest of 2 .ckpt")
-    next((folder / "epoch=2.ckpt").glob("*.distcp")).unlink()
-    os.utime(folder / "epoch=2.ckpt", (9, 9))
-    found = locate(folder)
+    (tmp_path / "epoch=2.ckpt" / "__0_0.distcp").write_bytes(b"x")
+    os.utime(tmp_path / "epoch=2.ckpt", (5, 5))
+    found = locate(tmp_path)
     assert (found.checkpoint.name, found.why) == ("epoch=1.ckpt", "newest complete of 2 .ckpt")
-    assert "epoch=2.ckpt" in found.passed_over[0]
+    assert "epoch=2.ckpt/__0_0.distcp is truncated" in found.passed_over[0]
 
 
 def test_a_folder_that_is_a_checkpoint_holds_its_companions(touch, tmp_path):
