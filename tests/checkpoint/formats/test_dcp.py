@@ -505,6 +505,45 @@ def test_attachments_that_lead_elsewhere(tmp_path, name):
         read_header(folder)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones((), dtype=torch.uint8), torch.ones(2, 2, dtype=torch.uint8), torch.ones(3)],
+)
+def test_attachments_that_are_no_bytes(tmp_path, tensor):
+    folder = save({"model": {**LINEAR}, "panovlm_tokenizer": {"f": tensor}}, tmp_path / "x")
+    for read in (read_header, read_attachments):
+        with pytest.raises(CheckpointError, match="one-dimensional uint8"):
+            read(folder)
+
+
+def test_attachments_whose_bytes_do_not_follow_each_other(tmp_path, dcp_writer):
+    class Spread(torch.Tensor):
+        """Saved as it lies in memory."""
+
+        def clone(self):
+            return self.as_subclass(torch.Tensor)
+
+    tensors = {
+        "m.w": (torch.ones(2), [((0,), (2,))]),
+        "panovlm_tokenizer.f": (
+            torch.arange(6, dtype=torch.uint8).as_subclass(Spread)[::2],
+            [((0,), (3,))],
+        ),
+    }
+    folder = dcp_writer.write(tmp_path / "x", tensors)
+    read_header(folder)
+    with pytest.raises(CheckpointError, match="one-dimensional uint8"):
+        read_attachments(folder)
+
+
+def test_two_entries_of_one_place(tmp_path, dcp_writer):
+    tensors = {"m.w": (torch.ones(2), [((0,), (2,))])}
+    for index, places in enumerate(({"a": ("x",), "b": ("x",)}, {"a": ("x",), "b": ("x", "y")})):
+        folder = dcp_writer.write(tmp_path / f"{index}", tensors, {"a": 1, "b": 2}, steps=places)
+        with pytest.raises(CheckpointError, match="claim the place 'x"):
+            read_header(folder)
+
+
 def test_a_large_run(tmp_path, dcp_writer):
     """Thousands of chunks are within the limits, and cost no time to speak of."""
     parts = dcp_writer.boxes((32, 2), [range(1, 32), []])

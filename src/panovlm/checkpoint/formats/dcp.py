@@ -79,8 +79,12 @@ def attachments(folder: Path, weights: Weights | None) -> Mapping[str, SplitTens
         CheckpointError: as :func:`tensors`.
     """
     found = _Folder(folder, weights)
+    files = found.split(found.embedded)
+    for name, split in files.items():
+        for part in split.parts:
+            found.check_attachment(name, part.placed)
     rest = found.rest.attachments
-    return found.split(found.embedded) | {n: whole(folder / REST, p) for n, p in rest.items()}
+    return files | {name: whole(folder / REST, placed) for name, placed in rest.items()}
 
 
 class _Folder:
@@ -104,9 +108,17 @@ class _Folder:
             else:
                 self.objects.append(name)
         self.embedded = self.by_name(self.homes.pop((ATTACHMENTS,), []))
+        for name, entry in self.embedded.items():
+            info = self.index.info(entry)
+            self.check_attachment(name, Placement(info, contiguous_stride(info.shape), 0, 0, 0))
         self.averaged = False
         self.home = self.find_weights(weights)
         self.weights = self.by_name(self.homes.pop(self.home))
+
+    def check_attachment(self, name: str, placed: Placement) -> None:
+        """Stop at an embedded file, or a chunk of one, that cannot be used."""
+        if fault := attachment_fault(name, placed):
+            raise CheckpointError(f"{self.path}: attachment {name!r}: {fault}.")
 
     def find_weights(self, weights: Weights | None) -> Steps:
         """Return the place of the mapping that holds the weights which are meant."""
@@ -166,10 +178,6 @@ class _Folder:
     def header(self) -> Header:
         """Describe the folder, with every object that was saved beside the tensors."""
         files = {name: self.index.info(entry) for name, entry in self.embedded.items()}
-        for name, info in files.items():
-            dense = Placement(info, contiguous_stride(info.shape), 0, 0, 0)
-            if fault := attachment_fault(name, dense):
-                raise CheckpointError(f"{self.path}: attachment {name!r}: {fault}.")
         for entry in (*self.weights.values(), *self.embedded.values()):
             self.index.chunks(entry)
         extras = self.extras()
@@ -199,7 +207,7 @@ class _Folder:
                 f"{self.path} holds {len(self.objects)} objects beside its tensors; more than "
                 f"{_MAX_OBJECTS} are not read. Save the weights alone."
             )
-        found = _Nested()
+        found = _Nested(self.path)
         for names in self.homes.values():
             for name in names:
                 found.put(self.index.steps[name], self.index.info(name))
@@ -207,14 +215,15 @@ class _Folder:
             for name in self.objects:
                 saved = files.open(self.index.item(name))
                 found.put(self.index.steps[name], saved.plain(saved.value, name))
-        return {str(name): _with_lists(value) for name, value in found.items()}
+        return {str(name): _plain(value) for name, value in found.items.items()}
 
     def read_rest(self) -> Companions:
         """Describe what Lightning keeps beside the distributed part, if it does."""
         path = self.path / REST
         if not path.is_file():
             return Companions({}, {}, ())
-        with Source(inside(self.path, REST, named_by=self.index.path)) as source:
+        links = self.index.path.resolve().parent
+        with Source(inside(self.path, REST, named_by=self.index.path, links=links)) as source:
             saved = open_archive(source)
             found = saved.companions(saved.entries())
             placed = {
@@ -271,26 +280,42 @@ class _Files(ExitStack):
         return placed._replace(record=part.start + data_start(part, placed.record))
 
 
-class _Nested(dict[str | int, Any]):
-    """A mapping, or the list, that had to be taken apart to be saved."""
+class _Nested:
+    """A mapping or list that had to be taken apart to be saved.
+
+    Args:
+        path: the folder, for messages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.items: dict[str | int, Any] = {}
 
     def put(self, steps: Steps, value: Any) -> None:
         """Set a value at its place below this one."""
         place = self
         for step in steps[:-1]:
-            inner = place.setdefault(step, _Nested())
-            place = inner if type(inner) is _Nested else _Nested()
-        place[steps[-1]] = value
+            place = place.items.setdefault(step, _Nested(self.path))
+            if type(place) is not _Nested:
+                break
+        if type(place) is not _Nested or steps[-1] in place.items:
+            where = ".".join(map(str, steps))
+            raise CheckpointError(
+                f"{self.path} is damaged: two of its entries claim the place {where!r}. Copy it "
+                "again or take the checkpoint before it."
+            )
+        place.items[steps[-1]] = value
+
+    def plain(self) -> dict[str | int, Any] | list[Any]:
+        """Return it as a mapping, or as a list where its values are numbered."""
+        items = {step: _plain(value) for step, value in self.items.items()}
+        if not items or any(type(step) is str for step in items):
+            return items
+        return [items[step] for step in sorted(items)]
 
 
-def _with_lists(value: Any) -> Any:
-    """Return nested mappings as plain ones, those of numbered values as lists."""
-    if type(value) is not _Nested:
-        return value
-    items = {step: _with_lists(inner) for step, inner in value.items()}
-    if any(type(step) is str for step in items):
-        return items
-    return [items[step] for step in sorted(items)]
+def _plain(value: Any) -> Any:
+    return value.plain() if type(value) is _Nested else value
 
 
 def _shown(home: Steps) -> str:
