@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import re
 import shutil
 
 import pytest
@@ -428,9 +429,10 @@ def test_faults(tmp_path, dcp_writer, fault):
     tensors = {"m.w": (torch.rand(4, 3), TWO)}
     load_tensors(dcp_writer.write(tmp_path / "sound", tensors))
     folder = dcp_writer.write(tmp_path / "x", tensors, change=change)
-    with pytest.raises(CheckpointError, match=words) as caught:
+    with pytest.raises(CheckpointError) as caught:
         load_tensors(folder)
     assert str(folder) in str(caught.value)
+    assert re.search(words, str(caught.value).replace(str(tmp_path), ""))  # names the fault too
     assert "\n" not in str(caught.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 
 import pytest
@@ -307,9 +308,10 @@ def test_faults(zero, tmp_path, parameters, fault):
     load_tensors(folder)
     change(folder)
     for read in (read_header, load_tensors, read_attachments):
-        with pytest.raises(CheckpointError, match=words) as caught:
+        with pytest.raises(CheckpointError) as caught:
             read(folder)
         assert str(folder) in str(caught.value)
+        assert re.search(words, str(caught.value).replace(str(tmp_path), ""))  # names the fault too
         assert "\n" not in str(caught.value)
 
 

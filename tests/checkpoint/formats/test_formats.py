@@ -119,6 +119,15 @@ def test_folders_that_lack_a_part_are_named(tmp_path, name, words):
             read(tmp_path)
 
 
+def test_names_that_are_no_text(tmp_path):
+    """Such a one could be neither printed nor written down."""
+    torch.save({"a\ud800b": torch.ones(1)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"is no text \('\\ud800'\)"):
+        read_header(tmp_path / "x.pt")
+    torch.save({"全景": torch.ones(1)}, tmp_path / "x.pt")
+    assert list(read_header(tmp_path / "x.pt").tensors) == ["全景"]
+
+
 def test_describing_needs_no_torch(tmp_path):
     saved = {"state_dict": {"w": torch.ones(1)}, "panovlm_tokenizer": {}}
     torch.save(saved, tmp_path / "x.ckpt")

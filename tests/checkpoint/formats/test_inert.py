@@ -253,6 +253,18 @@ def test_damaged_pickles(pickled):
         unpickle(pickled, "here")
 
 
+def test_a_storage_of_two_lengths():
+    """The smaller one would be a second, copied storage."""
+    reference = (
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x00\x00\x00\x00K"
+    )
+    both = b"\x80\x02]" + b"".join(reference + bytes([n]) + b"tQa" for n in (2, 2)) + b"."
+    assert len(unpickle(both, "x")) == 2
+    both = b"\x80\x02]" + b"".join(reference + bytes([n]) + b"tQa" for n in (2, 1)) + b"."
+    with pytest.raises(CheckpointError, match="storage '0' in two ways"):
+        unpickle(both, "x")
+
+
 def test_a_name_applied_to_a_value_stays_foreign():
     found = unpickle(b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R)R)\x81}b.", "x")
     assert type(found) is Foreign

@@ -388,6 +388,19 @@ def test_unaligned_storages_are_copied(tmp_path, archive):
             assert tensor.unique().tolist() == [1.0]
 
 
+def test_records_that_share_bytes(archive):
+    """A few bytes could stand for any number of tensors, each copied where it is unaligned."""
+    data = archive.read_bytes()
+    directory = data.rindex(b"PK\x01\x02", 0, data.rindex(b"x/data/1"))
+    first = data.rindex(b"PK\x01\x02", 0, data.rindex(b"x/data/0"))
+    start = struct.unpack_from("<L", data, first + 42)[0]
+    moved = bytearray(data)
+    struct.pack_into("<L", moved, directory + 42, start)
+    archive.write_bytes(moved)
+    with pytest.raises(CheckpointError, match="share bytes"):
+        read_header(archive)
+
+
 @pytest.mark.parametrize("cut", [1, 10, 300, 700])
 def test_truncated_archive(archive, cut):
     data = archive.read_bytes()

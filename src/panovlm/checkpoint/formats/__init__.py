@@ -85,7 +85,18 @@ def read_header(path: str | Path, weights: Weights | None = None) -> Header:
         CheckpointError: the path holds no checkpoint (the message says what it holds instead),
             or one that is truncated, damaged or ambiguous.
     """
-    path = Path(path)
+    header = _read_header(Path(path), weights)
+    try:
+        "".join(header.tensors).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"{path} is damaged: the name of a tensor is no text ({error.object[error.start]!r}). "
+            "Copy it again or take the checkpoint before it."
+        ) from error
+    return header
+
+
+def _read_header(path: Path, weights: Weights | None) -> Header:
     if folder := _folder_reader(path):
         return folder.read(path, weights)
     with Source(path) as source:
