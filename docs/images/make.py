@@ -22,7 +22,7 @@ from panovlm.panorama.pipeline import ViewPipeline
 from panovlm.panorama.sheet import BACKGROUND, INK, MARGIN, SHEET_WIDTH, contact_sheet
 
 FOLDER = Path(__file__).parent
-SCENE = "docs/651"
+SCENE = "docs/245"
 """Seed of a room with five solids, one of them across the seam."""
 PANORAMA_WIDTH = 2048
 SHOWN = (0.16, 0.84)
