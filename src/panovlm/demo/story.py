@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -20,6 +21,8 @@ from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import strip_metadata
 from panovlm.config.load import load_settings
 from panovlm.config.schema import RESAMPLER_CONFIGS, Settings
+from panovlm.data.samples import read_tables
+from panovlm.data.synthetic import write_scenes
 from panovlm.errors import PanoVLMError
 from panovlm.evaluation.session import Evaluation, run_evaluation
 from panovlm.models.model import PanoramaVLM
@@ -53,9 +56,13 @@ def tell(folder: Path, overrides: Sequence[str]) -> int:
     begun = time.monotonic()
     with as_file(files("panovlm.demo") / "tiny.yaml") as config:
         settings = load_settings(config, [*_places(folder), *overrides])
-        _heading(console, "1", "train three stages on ray-cast scenes")
+        _heading(console, "1", "write ray-cast scenes, train three stages on them")
+        if settings.data.synthetic is not None:
+            with console.status("writing scenes"):
+                write_scenes(settings.data.synthetic)
+        written = time.monotonic()
         run_folder = train(settings, config_file=config, console=console)
-    trained = time.monotonic() - begun
+    trained = time.monotonic() - written
     steps: list[Step] = []
     _heading(console, "2", "evaluate from the checkpoint directory alone")
     steps.append(_evaluate("with metadata", run_folder, settings, folder, console))
@@ -161,15 +168,28 @@ def _summary(
         accuracy = step.result.scores.metrics["accuracy"].text
         table.add_row(step.name, step.known, accuracy, "identical" if same else "DIFFERENT")
     console.print(table)
+    answer, share = _most_frequent_answer(settings)
     for group, labels in steps[0].result.scores.groups.items():
         for label, measurement in labels.items():
             console.print(f"  {group} {label}: {measurement.text}", highlight=False)
+    console.print(
+        f"  always answering {answer!r}, the most frequent answer: {share:.3f}", highlight=False
+    )
     console.print(
         f"\ntraining {trained:.0f} s, everything {total:.0f} s. Look at "
         f"{steps[0].result.paths.report}",
         highlight=False,
     )
     return 0 if identical else 1
+
+
+def _most_frequent_answer(settings: Settings) -> tuple[str, float]:
+    """Return the most frequent answer of the unseen scenes and its share: what chance is."""
+    answers = Counter(
+        sample.turns[-1][1] for sample in read_tables(settings.data.csv_test, check_images=False)
+    )
+    answer, count = answers.most_common(1)[0]
+    return answer, count / answers.total()
 
 
 def _heading(console: Console, number: str, text: str) -> None:
