@@ -57,7 +57,7 @@ LADDER = {
         "hyper_parameters": 6.0,
         "model_config.json": 7.0,
         "config.yaml": 9.0,
-        "default": 4.0,  # twice the rank
+        "default": 32.0,
     },
 }
 

@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 import yaml
+from peft import LoraConfig
 
 from panovlm.checkpoint import original as documents
-from panovlm.checkpoint.adapter_config import lora_fields
+from panovlm.checkpoint.adapter_config import lora_fields, read_adapter_config
 from panovlm.checkpoint.fields import defaults
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import save_checkpoint, strip_metadata
@@ -119,7 +120,7 @@ class TestHyperParameters:
         found = resolve(write(model, hyper={kept: whole[kept]}, data=None))
         assert found.conflicts == []
         assert found.config.lora.rank == 3
-        assert found.config.lora.alpha == (12 if kept == "lora_alpha" else 6)
+        assert found.config.lora.alpha == (12 if kept == "lora_alpha" else 32)
         assert ("lora.alpha" in found.assumed) == (kept != "lora_alpha")
         named = found.config.models.vision_name == str(backbones.vision["siglip"])
         assert named == (kept == "vision_name")
@@ -327,8 +328,59 @@ class TestAdapterConfig:
         assert found.conflicts == []
 
     def test_a_pattern_is_no_list(self):
-        fields = lora_fields({"r": 2, "target_modules": ".*q_proj"})
-        assert fields == {"lora.rank": 2}
+        fields = lora_fields({"r": 2, "lora_alpha": 6, "target_modules": ".*q_proj"})
+        assert fields == {"lora.rank": 2, "lora.alpha": 6, "lora.dropout": 0.0}
+
+    def test_a_missing_field_is_what_peft_takes_for_it(self, tmp_path):
+        (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+        theirs = LoraConfig.from_pretrained(tmp_path)
+        fields = lora_fields(read_adapter_config(tmp_path))
+        assert fields["lora.alpha"] == theirs.lora_alpha
+        assert fields["lora.dropout"] == theirs.lora_dropout
+        assert lora_fields(read_adapter_config(tmp_path / "nowhere")) == {}
+
+
+class TestUnknownAlpha:
+    """The original's own number, whatever the rank; where it has no say, twice the rank."""
+
+    @pytest.mark.parametrize("rank", [2, 5, 40])
+    def test_no_document(self, rank, build, write):
+        model = build(lora={"r": rank, "lora_alpha": 32})
+        path = write(model, hyper=None, data=None)
+        found = resolve(path)
+        assert (found.config.lora.rank, found.config.lora.alpha) == (rank, 32)
+        assert "lora.alpha" in found.assumed
+
+    def test_null_in_the_metadata(self, build, files, backbones, write):
+        """That is what stands there for a run without adapters."""
+        model = build(lora={"r": 3, "lora_alpha": 32})
+        sidecar = files.metadata(model, backbones)
+        sidecar["training_config"] |= {"lora_rank": None, "lora_alpha": None}
+        found = resolve(write(model, hyper=None, data=None, sidecar=sidecar))
+        assert found.config.lora.alpha == 32 and "lora.alpha" in found.assumed
+
+    @pytest.mark.parametrize(
+        ("block", "assumed"), [({"use_lora": True, "rank": 3}, False), (None, True)]
+    )
+    def test_key_missing_in_the_run_configuration(
+        self, block, assumed, build, files, backbones, write
+    ):
+        """A block that is there was read with the trainer's default for what it lacks."""
+        model = build(lora={"r": 3, "lora_alpha": 32})
+        config = files.config(model, backbones)
+        config["lora"] = block
+        if block is None:
+            del config["lora"]
+        found = resolve(write(model, hyper=None, data=None, config=config))
+        assert (found.config.lora.rank, found.config.lora.alpha) == (3, 32)
+        assert ("lora.alpha" in found.assumed) == assumed
+
+    def test_checkpoints_of_this_library(self, build, files, tmp_path):
+        state = files.state_dict(build(lora={"r": 3, "lora_alpha": 6}))
+        state["model.layout"] = torch.ones(1, dtype=torch.uint8)
+        torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+        found = resolve(tmp_path)
+        assert found.config.lora.alpha == 6 and "lora.alpha" in found.assumed
 
 
 def test_documents_state_fields_of_the_recipe(build, files, backbones):

@@ -9,7 +9,12 @@ from typing import Any
 
 from panovlm.checkpoint.formats.jsontext import parse_object
 from panovlm.checkpoint.locate import ADAPTER_CONFIG
+from panovlm.config.legacy import ORIGINAL_DEFAULTS
+from panovlm.config.model_recipe import Layout, LoRASettings
 from panovlm.errors import CheckpointError
+
+PEFT_DEFAULTS: Mapping[str, Any] = {"lora_alpha": 8, "lora_dropout": 0.0}
+"""What PEFT takes for a field that its file does not have; rank and targets show in the weights."""
 
 _PLAIN: Mapping[str, Any] = {
     "bias": "none",
@@ -51,7 +56,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def lora_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe fields that an ``adapter_config.json`` states."""
+    """Return the recipe fields that an ``adapter_config.json`` states.
+
+    Args:
+        raw: its contents; empty where there is no such file, and then nothing is stated.
+    """
+    raw = {**PEFT_DEFAULTS, **raw} if raw else raw
     fields = {f"lora.{ours}": raw.get(theirs) for theirs, ours in _FIELDS.items()}
     if isinstance(fields["lora.target_modules"], str):  # a pattern; the weights show what it met
         del fields["lora.target_modules"]
@@ -59,6 +69,22 @@ def lora_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
         # Rank-stabilised LoRA (arXiv:2312.03732) scales by alpha / sqrt(rank).
         fields["lora.alpha"] = raw["lora_alpha"] * math.sqrt(raw["r"])
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def assumed_alpha(layout: Layout, rank: int) -> float:
+    """Return the alpha of adapters of which no document tells it.
+
+    The original system took one number whatever the rank, in its trainer and in its model's own
+    settings. Elsewhere alpha is usually twice the rank, as in the defaults of today.
+
+    Args:
+        layout: family of the checkpoint.
+        rank: of the adapters, from their weights.
+    """
+    if layout == "original":
+        return float(ORIGINAL_DEFAULTS["lora.alpha"])
+    usual = LoRASettings()
+    return float(usual.alpha / usual.rank * rank)
 
 
 def base_model(raw: Mapping[str, Any]) -> str:

@@ -12,14 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from panovlm.checkpoint.adapter_config import base_model, lora_fields, read_adapter_config
+from panovlm.checkpoint.adapter_config import (
+    assumed_alpha,
+    base_model,
+    lora_fields,
+    read_adapter_config,
+)
 from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.formats import TensorInfo, load_tensors, read_header
 from panovlm.checkpoint.infer import is_token_table
 from panovlm.checkpoint.keymap import KeyMap
 from panovlm.checkpoint.keys import LANGUAGE_MODEL
 from panovlm.checkpoint.locate import ADAPTER_FILES, Location
-from panovlm.checkpoint.original import ALPHA_PER_RANK
+from panovlm.config.model_recipe import Layout
 from panovlm.errors import CheckpointError
 from panovlm.models.language.adapters import strip_lora_name
 
@@ -79,7 +84,8 @@ def find_adapters(
     from panovlm.checkpoint.evidence import Verdict, compare
 
     base = base or base_model(read_adapter_config(folder))
-    verdict = compare(keys, lambda: load_tensors(file, weights), part, _scale(part), base)
+    scale = _scale(part, keys.layout)
+    verdict = compare(keys, lambda: load_tensors(file, weights), part, scale, base)
     if verdict is Verdict.UNDECIDED:
         raise CheckpointError(_undecided(file, folder))
     if verdict is Verdict.MERGED:
@@ -87,14 +93,16 @@ def find_adapters(
     return part, [f"adapters from {part.path}: {verdict.value}"]
 
 
-def _scale(part: Part) -> float:
-    """Return alpha / rank of adapters; where alpha is not told, it is assumed to be twice the rank.
+def _scale(part: Part, layout: Layout) -> float:
+    """Return alpha / rank of adapters.
 
-    The rank is not read off a matrix here: one rank for all is checked when the model is built.
+    The rank is that of any of them: one rank for all is checked when the model is built.
     """
+    rank = next(
+        info.shape[0] for name, info in part.tensors.items() if strip_lora_name(name).part == "lora_A"
+    )
     fields = lora_fields(read_adapter_config(part.path.parent))
-    alpha, rank = fields.get("lora.alpha"), fields.get("lora.rank")
-    return ALPHA_PER_RANK if alpha is None or rank is None else alpha / rank
+    return fields.get("lora.alpha", assumed_alpha(layout, rank)) / rank
 
 
 def read_adapters(folder: Path) -> Part:

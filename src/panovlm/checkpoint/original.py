@@ -16,9 +16,6 @@ from panovlm.config.model_recipe import Recipe
 
 Fields = dict[str, Any]
 
-ALPHA_PER_RANK = 2
-"""LoRA's alpha over its rank in the defaults of both systems."""
-
 CERTAIN = frozenset(
     {
         f"{RESAMPLER}.directions",

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from panovlm.checkpoint.adapter_config import assumed_alpha
 from panovlm.checkpoint.adapters import find_adapters
 from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.backbones import UNNAMED
@@ -23,7 +24,7 @@ from panovlm.checkpoint.infer import Inferred, infer
 from panovlm.checkpoint.keys import map_keys
 from panovlm.checkpoint.locate import Location, locate
 from panovlm.checkpoint.metadata import fingerprint
-from panovlm.checkpoint.original import ALPHA_PER_RANK, CERTAIN
+from panovlm.checkpoint.original import CERTAIN
 from panovlm.checkpoint.references import BACKBONES as ELSEWHERE
 from panovlm.checkpoint.references import borrowed, own_document
 from panovlm.checkpoint.resolution import Conflict, Resolution, Source
@@ -271,10 +272,10 @@ def _settle_default(settling: Settling, name: str, default: Any) -> None:
     closed = next((claim.origin for claim in settling.claims if section in claim.closed), None)
     if closed is not None:
         detail += f"; {closed} says nothing else"
-    if closed is None and name == ALPHA and not _mentions_lora(settling):
-        rank = settling.inferred.fields.get("lora.rank")
-        if rank is not None:
-            default, detail = float(ALPHA_PER_RANK * rank.value), "twice the rank, as is usual"
+    rank = settling.inferred.fields.get("lora.rank")
+    if name == ALPHA and rank is not None and not original and not _mentions_lora(settling):
+        default = assumed_alpha(settling.keys.layout, rank.value)
+        detail = "twice the rank, as is usual"
     certain = closed is not None or (original and name in CERTAIN) or name == LAYOUT
     settling.set(name, default, Source("default", detail), assumed=not certain)
 
