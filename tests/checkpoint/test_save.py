@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import socket
@@ -347,3 +348,50 @@ def test_the_description_of_a_model(own):
     assert set(document.tokenizer) >= {"tokenizer.json", "tokenizer_config.json"}
     assert parse(json.loads(document.to_json()), "x") == document
     assert document.digest() == parse(json.loads(document.to_json()), "x").digest()
+
+
+class TestEarlierFingerprints:
+    """Documents from before 0.1.0 counted the language model's output layer too."""
+
+    def outdated(self, model, folder, *, stored=True, rename=""):
+        """Save a model, and give both copies of its document the earlier fingerprint."""
+        path = folder / "last.ckpt"
+        save_checkpoint(model, path)
+        shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        lines = sorted(f"{name}{rename} {shape}" for name, shape in shapes.items())
+        earlier = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+        contents = torch.load(path)
+        document = json.loads(contents[EMBEDDED])
+        today = document["fingerprint"]
+        assert today != earlier
+        document["fingerprint"] = earlier
+        contents[EMBEDDED] = json.dumps(document)
+        if not stored:
+            for name in [n for n in contents["state_dict"] if n.endswith("lm_head.weight")]:
+                del contents["state_dict"][name]
+        torch.save(contents, path)
+        (folder / SIDECAR).write_text(json.dumps(document))
+        return path, today
+
+    @pytest.mark.parametrize("stored", [True, False])
+    @pytest.mark.parametrize("adapted", [True, False])
+    def test_they_are_read_and_renewed(self, adapted, stored, own, tmp_path):
+        model = own()
+        if adapted:
+            save_checkpoint(model, tmp_path / "best.ckpt")
+            model = load(tmp_path / "best.ckpt")
+            model.add_adapters(LoRASettings(rank=3, alpha=7, target_modules=("q_proj",)))
+        folder = tmp_path / "run"
+        folder.mkdir()
+        path, today = self.outdated(model, folder, stored=stored)
+        found = resolve(path)
+        assert found.conflicts == [] and found.metadata is not None
+        same(load(path), model)
+        assert add_metadata(path).written
+        assert json.loads((folder / SIDECAR).read_text())["fingerprint"] == today
+        assert add_metadata(path).complete
+
+    def test_of_other_weights_they_are_refused(self, own, tmp_path):
+        path, _ = self.outdated(own(), tmp_path, rename="_")
+        with pytest.raises(ContradictionError, match=r"fingerprint.*written for other weights"):
+            load(path)

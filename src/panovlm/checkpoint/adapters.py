@@ -98,9 +98,8 @@ def _scale(part: Part, layout: Layout) -> float:
 
     The rank is that of any of them: one rank for all is checked when the model is built.
     """
-    rank = next(
-        info.shape[0] for name, info in part.tensors.items() if strip_lora_name(name).part == "lora_A"
-    )
+    down = (name for name in part.tensors if strip_lora_name(name).part == "lora_A")
+    rank = part.tensors[next(down)].shape[0]
     fields = lora_fields(read_adapter_config(part.path.parent))
     return fields.get("lora.alpha", assumed_alpha(layout, rank)) / rank
 

@@ -120,9 +120,31 @@ def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
     Args:
         shapes: the model's own names (without wrappers and aliases) to shapes.
     """
-    counted = (name for name in shapes if not name.endswith(OUTPUT_LAYERS))
-    lines = sorted(f"{name} {list(shapes[name])}" for name in counted)
-    return _digest("\n".join(lines))
+    return _of_shapes({n: shape for n, shape in shapes.items() if not n.endswith(OUTPUT_LAYERS)})
+
+
+def fingerprints(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Return every fingerprint by which a document can name these weights, today's first.
+
+    Documents from before 0.1.0 counted the language model's output layer, also where the file
+    stores it only as the token embeddings that it is tied to.
+
+    Args:
+        shapes: as for :func:`fingerprint`.
+    """
+    whole = dict(shapes)
+    if not any(name.endswith(OUTPUT_LAYERS) for name in shapes):
+        table = "model.embed_tokens.weight"
+        whole |= {
+            name.removesuffix(table) + "lm_head.weight": shape
+            for name, shape in shapes.items()
+            if name.startswith("language_model.") and name.endswith(table)
+        }
+    return fingerprint(shapes), _of_shapes(whole)
+
+
+def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return _digest("\n".join(sorted(f"{name} {list(shape)}" for name, shape in shapes.items())))
 
 
 def _digest(text: str) -> str:

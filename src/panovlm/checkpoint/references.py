@@ -8,7 +8,7 @@ needed here; :mod:`panovlm.checkpoint.borrow` fetches the weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from panovlm.checkpoint.formats import Header
@@ -47,7 +47,9 @@ BACKBONES: Mapping[Prefix, Backbone] = {
 """The backbones by the beginning of their tensors' names."""
 
 
-def own_document(location: Location, header: Header, fingerprint: str) -> CheckpointMetadata | None:
+def own_document(
+    location: Location, header: Header, fingerprints: Collection[str]
+) -> CheckpointMetadata | None:
     """Return the document that was written for these very weights, if there is one.
 
     It is needed before the weights are interpreted; every document is read in full later.
@@ -55,12 +57,12 @@ def own_document(location: Location, header: Header, fingerprint: str) -> Checkp
     Args:
         location: the checkpoint and its companions.
         header: what the file says about itself.
-        fingerprint: of its names and shapes.
+        fingerprints: of its names and shapes, in every form.
     """
     for raw, origin in _documents(location, header):
         if is_ours(raw):
             document = parse(raw, origin)
-            if document.fingerprint == fingerprint:
+            if document.fingerprint in fingerprints:
                 return document
     return None
 

@@ -23,7 +23,7 @@ from panovlm.checkpoint.formats import Header, read_header
 from panovlm.checkpoint.infer import Inferred, infer
 from panovlm.checkpoint.keys import map_keys
 from panovlm.checkpoint.locate import Location, locate
-from panovlm.checkpoint.metadata import fingerprint
+from panovlm.checkpoint.metadata import fingerprints
 from panovlm.checkpoint.original import CERTAIN
 from panovlm.checkpoint.references import BACKBONES as ELSEWHERE
 from panovlm.checkpoint.references import borrowed, own_document
@@ -95,7 +95,7 @@ def resolve(
     own = {name: info.shape for name, info in header.tensors.items()}
     file = str(location.checkpoint)
     keys = map_keys(own, weights=weights, averaged=header.averaged, file=file)
-    actual = fingerprint(keys.shapes(own))
+    actual = fingerprints(keys.shapes(own))
     document = own_document(location, header, actual)
     stated = _given(overrides, "lora", "use_lora")
     if stated is None and document is not None:
@@ -121,7 +121,7 @@ def resolve(
         header,
         keys.layout,
         resampler_type=inferred.resampler.name,
-        accept=lambda document: prefer != "weights" or document.fingerprint == actual,
+        accept=lambda document: prefer != "weights" or document.fingerprint in actual,
         joined=part is not None,
         borrows=LANGUAGE in inferred.absent,
     ).read()
@@ -160,7 +160,7 @@ def resolve(
         weights=weights,
         adapters=part,
         borrowed=elsewhere,
-        fingerprint=actual,
+        fingerprint=actual[0],
         changed=stated_otherwise(documents.claims, claims[0].values) if overrides else [],
     )
 
@@ -314,19 +314,19 @@ def _rivals(settling: Settling) -> list[Conflict]:
     ]
 
 
-def _other_weights(claims: Sequence[Claims], actual: str, file: str) -> list[Conflict]:
+def _other_weights(claims: Sequence[Claims], actual: Sequence[str], file: str) -> list[Conflict]:
     """Return the documents that were written for other weights."""
     return [
         Conflict(
             "fingerprint",
             claim.document.fingerprint,
             f"{claim.origin} was written for other weights",
-            actual,
+            actual[0],
             file,
             possible=True,
         )
         for claim in claims
-        if claim.document is not None and claim.document.fingerprint != actual
+        if claim.document is not None and claim.document.fingerprint not in actual
     ]
 
 
