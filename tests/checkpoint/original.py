@@ -49,6 +49,7 @@ class Spec:
     pe_enable_continuity: bool = True
     pe_temperature: float = 10000.0
     vision_token_fallback_position: str = "prefix"
+    max_text_length: int = 512
     lora: dict[str, Any] | None = None
     merged: bool = False
 
@@ -343,7 +344,10 @@ class OriginalVLM(nn.Module):
     def fuse(
         self, pixels: Tensor, ids: Tensor, mask: Tensor, labels: Tensor | None, *, project: bool
     ) -> dict[str, Tensor]:
-        """Section 10: placeholders out, vision tokens in; shorter rows padded on the right."""
+        """Section 10: text cut, placeholders out, vision tokens in; shorter rows padded."""
+        longest = self.spec.max_text_length
+        ids, mask = ids[:, :longest], mask[:, :longest]
+        labels = None if labels is None else labels[:, :longest]
         text = self.language_model.get_input_embeddings()(ids)
         if project:
             text = self.text_projection(text)

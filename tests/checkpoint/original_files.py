@@ -351,7 +351,7 @@ def model_block(model: Any, backbones: Backbones) -> dict[str, Any]:
         "vicreg_projector_dim vicreg_projector_hidden vicreg_projector_depth vicreg_projector_ln "
         "use_text_projection stitching_mode stitch_target_cols stitch_target_to_view_width "
         "stitch_interp use_projection_positional_encoding pe_spatial_encoding_type "
-        "pe_enable_continuity pe_temperature vision_token_fallback_position"
+        "pe_enable_continuity pe_temperature vision_token_fallback_position max_text_length"
     )
     return {
         "vision_name": str(backbones.vision[spec.vision]),

@@ -154,6 +154,70 @@ def test_what_only_config_yaml_tells(settings, build, files, backbones, tmp_path
     compare(loaded, model)
 
 
+PADDED = ["what is left a red ball", "a red", "system what"]
+
+
+class TestTexts:
+    """How rows of text are cut and where vision tokens go in padded batches."""
+
+    def compare(self, loaded, model, texts) -> None:
+        ids, mask = (torch.zeros(len(texts), 8, dtype=torch.long) for _ in range(2))
+        for row, text in enumerate(texts):
+            tokens = model.tokenizer(text)["input_ids"]
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
+        labels = torch.where(mask == 1, ids, -100)
+        pixels = torch.randn(len(texts), 3, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            ours, theirs = loaded(pixels, ids, mask, labels), model(pixels, ids, mask, labels)
+        assert_close(ours.logits, theirs.logits, rtol=0, atol=2e-5)
+        assert_close(ours.loss, theirs.loss, rtol=0, atol=2e-5)
+
+    @pytest.mark.parametrize("fallback", ["prefix", "suffix"])
+    @pytest.mark.parametrize("limit", [512, 5, 2])
+    @pytest.mark.parametrize("placeholder", ["", "<|vision|> "])
+    def test_padded_batch(self, fallback, limit, placeholder, build, files, backbones, tmp_path):
+        model = build(vision_token_fallback_position=fallback, max_text_length=limit)
+        config = files.config(model, backbones)
+        loaded = PanoramaVLM.from_checkpoint(
+            files.write_run(tmp_path, model, backbones, config=config)
+        )
+        self.compare(loaded, model, [PADDED[0], placeholder + PADDED[1], PADDED[2]])
+
+    def test_prompts_are_cut_too(self, build, files, backbones, tmp_path):
+        model = build(max_text_length=4)
+        config = files.config(model, backbones)
+        loaded = PanoramaVLM.from_checkpoint(
+            files.write_run(tmp_path, model, backbones, config=config)
+        )
+        compare(loaded, model)
+        # A shorter prompt beside it, padded in front, is answered as if it stood alone.
+        pixels, ids, mask, _ = batch(model)
+        ids, mask = ids.clone(), mask.clone()
+        ids[1, 3:], ids[1, :3] = ids[1, :-3].clone(), 0
+        mask[1, :3] = 0
+        together = loaded.generate(pixels, ids, mask, do_sample=False, max_new_tokens=4)
+        alone = loaded.generate(pixels[1:], ids[1:, 3:], do_sample=False, max_new_tokens=4)
+        assert torch.equal(together[1:], alone)
+
+    def test_the_length_in_the_metadata(self, build, files, backbones, tmp_path):
+        model = build(max_text_length=3)
+        sidecar = files.metadata(model, backbones, max_text_length=3)
+        loaded = PanoramaVLM.from_checkpoint(
+            files.write_run(tmp_path, model, backbones, sidecar=sidecar)
+        )
+        self.compare(loaded, model, PADDED)
+
+    def test_nobody_tells(self, build, files, backbones, tmp_path):
+        """The data module's own length is none of the model's."""
+        model = build()
+        data = files.data_parameters(model, backbones, max_text_length=3)
+        loaded = PanoramaVLM.from_checkpoint(files.write_run(tmp_path, model, backbones, data=data))
+        assert loaded.recipe.models.max_text_length == 3
+        assert loaded.recipe.models.fusion_text_limit == 512
+        assert "models.fusion_text_limit" in loaded.resolution.assumed
+        self.compare(loaded, model, PADDED)
+
+
 def test_text_projection_serves_stage_resampler_only(build, files, backbones, tmp_path):
     model = build(use_text_projection=True)
     loaded = PanoramaVLM.from_checkpoint(files.write_run(tmp_path, model, backbones))

@@ -166,6 +166,7 @@ class TestAssumed:
         found = resolve(write(build()))
         assert set(found.assumed) == {
             "models.default_generation_prompt",
+            "models.fusion_text_limit",
             "models.stitching_mode",
             "models.use_projection_positional_encoding",
             "models.vision_token_fallback_position",

@@ -11,7 +11,12 @@ from typing import Any
 
 from panovlm.checkpoint.fields import RESAMPLER, flatten_mapping
 from panovlm.checkpoint.metadata import TrainingRecord
-from panovlm.config.legacy import original_run_mapping, take_foreign_type, translate
+from panovlm.config.legacy import (
+    fusion_text_limit,
+    original_run_mapping,
+    take_foreign_type,
+    translate,
+)
 from panovlm.config.model_recipe import Recipe
 
 Fields = dict[str, Any]
@@ -22,6 +27,7 @@ CERTAIN = frozenset(
         f"{RESAMPLER}.num_attention_heads",
         "models.global_view",
         "models.training_placeholder",
+        "models.vision_token_fallback_ends",
     }
 )
 """Fields that had one value in every model of the original, so that nobody needs to state it."""
@@ -40,6 +46,8 @@ def from_metadata(raw: Mapping[str, Any], resampler_type: str) -> Fields:
         "vision_name language_model_name resampler_type latent_dimension max_text_length "
         "vicreg_loss_weight overlap_ratio resampler_hidden_dim resampler_config",
     )
+    if models["max_text_length"] is not None:  # of the data, and evaluations gave it to the model
+        models["fusion_text_limit"] = fusion_text_limit(models["max_text_length"])
     if not isinstance(models["resampler_config"], Mapping):
         models["resampler_config"] = None
     image = _pick(training, "crop_strategy fov_deg overlap_ratio use_vision_processor normalize")

@@ -7,9 +7,17 @@ of experiments would take a good part of the time of a short command.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from panovlm.config.base import StrictModel
 from panovlm.errors import ConfigError
@@ -40,6 +48,14 @@ Size = Annotated[
     tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_pair)
 ]
 """(height, width) in pixels; one number means a square."""
+
+
+ORIGINAL_FUSION: dict[str, Any] = {
+    "fusion_text_limit": 512,
+    "vision_token_fallback_ends": "row",
+}
+"""How the original system joined text and vision tokens where no document tells it; those that
+PanoVLM wrote about its checkpoints before it had these settings do not."""
 
 
 class ModelSettings(StrictModel):
@@ -131,6 +147,19 @@ class ModelSettings(StrictModel):
     layout: Layout = "panovlm-1"
     """Which family of checkpoints this model belongs to. It decides only what is assumed for a
     file whose metadata is lost: the defaults of today, or those of the original system."""
+    fusion_text_limit: int | None = Field(default=None, ge=1)
+    """Tokens of a row of text that stay when the vision tokens are put in; unset: all. The data
+    are cut before, to ``max_text_length``; the original system cut here as well, prompts too."""
+    vision_token_fallback_ends: Literal["text", "row"] = "text"  # noqa: S105
+    """Whose beginning and end ``vision_token_fallback_position`` means: those of the ``text``, or
+    those of the padded ``row``, as in the original system."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fused_as_in_the_original(cls, data: Any) -> Any:
+        """Fill in what documents about the original's checkpoints do not say."""
+        original = isinstance(data, Mapping) and data.get("layout") == "original"
+        return {**ORIGINAL_FUSION, **data} if original else data
 
     @field_validator("resampler_type")
     @classmethod

@@ -176,6 +176,8 @@ class PanoramaNetwork(PreTrainedModel):
     ) -> dict[str, Tensor]:
         """Return the language model's inputs with the vision tokens in their place.
 
+        Models with a ``fusion_text_limit`` first cut the text behind it.
+
         Args:
             pixel_values: normalised views ``[B, V, 3, h, w]``.
             input_ids: text ``[B, L]``.
@@ -190,11 +192,18 @@ class PanoramaNetwork(PreTrainedModel):
             ``inputs_embeds``, ``attention_mask`` and, when given, ``labels``; with ``segments``
             also ``position_ids``.
         """
+        models = self.recipe.models
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if (limit := models.fusion_text_limit) is not None and padding_side == "left":
+            attention_mask = attention_mask * (attention_mask.cumsum(dim=1) <= limit)
+        elif limit is not None:
+            input_ids, attention_mask = input_ids[:, :limit], attention_mask[:, :limit]
+            labels = None if labels is None else labels[:, :limit]
+            segments = None if segments is None else segments[:, :limit]
         embeds: Tensor = self.get_input_embeddings()(input_ids)
         if project_text and self.text_projection is not None:
             embeds = self.text_projection(embeds)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
         if vision_tokens is None and pixel_values is not None:
             vision_tokens = self.vision_tokens(pixel_values)
         if vision_tokens is None:
@@ -206,7 +215,8 @@ class PanoramaNetwork(PreTrainedModel):
             labels,
             vision_tokens.to(embeds.dtype),
             placeholder_id=self.config.vision_token_id,
-            fallback=self.recipe.models.vision_token_fallback_position,
+            fallback=models.vision_token_fallback_position,
+            fallback_ends=models.vision_token_fallback_ends,
             padding_side=padding_side,
             segments=segments,
         )

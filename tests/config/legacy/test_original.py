@@ -45,6 +45,8 @@ DOCUMENTED: dict[str, Any] = {
     "models.training_placeholder": False,
     "models.vision_token_fallback_position": "prefix",
     "models.max_text_length": 512,
+    "models.fusion_text_limit": 512,
+    "models.vision_token_fallback_ends": "row",
     "models.default_generation_prompt": "Describe the panoramic scene.",
     "image_processing.crop_strategy": "e2p",
     "image_processing.overlap_ratio": 0.5,

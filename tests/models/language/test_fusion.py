@@ -18,21 +18,23 @@ def embed(ids: torch.Tensor) -> torch.Tensor:
     return table[ids]
 
 
-def reference(ids, mask, labels, vision, *, fallback, side, placeholder=P):
+def reference(ids, mask, labels, vision, *, fallback, side, placeholder=P, ends="text"):
     """The fusion written with Python lists, one row at a time."""
     rows = []
+    whole = ends == "row" and side == "right"
     for b in range(len(ids)):
         embeds = embed(ids[b])
         text = []  # (embedding, mask, label)
         place = None
         for j in range(ids.shape[1]):
-            if placeholder is not None and ids[b, j] == placeholder and mask[b, j] == 1:
+            counts = whole or mask[b, j] == 1
+            if placeholder is not None and ids[b, j] == placeholder and counts:
                 place = len(text) if place is None else place
             else:
                 text.append((embeds[j], int(mask[b, j]), int(labels[b, j])))
         if place is None:
-            real = [j for j, (_, m, _) in enumerate(text) if m == 1] or [0]
-            nothing = all(m == 0 for _, m, _ in text)
+            real = [j for j, (_, m, _) in enumerate(text) if m == 1 or whole] or [0]
+            nothing = all(m == 0 for _, m, _ in text) and not whole
             place = real[0] if fallback == "prefix" or nothing else real[-1] + 1
         row = text[:place] + [(v, 1, -100) for v in vision[b]] + text[place:]
         if side == "left":
@@ -73,9 +75,10 @@ class TestAgainstLists:
         fallback=st.sampled_from(["prefix", "suffix"]),
         side=st.sampled_from(["right", "left"]),
         placeholder=st.sampled_from([P, None]),
+        ends=st.sampled_from(["text", "row"]),
     )
-    @settings(max_examples=150, deadline=None)
-    def test_same_as_row_by_row(self, batch, fallback, side, placeholder):
+    @settings(max_examples=200, deadline=None)
+    def test_same_as_row_by_row(self, batch, fallback, side, placeholder, ends):
         ids, mask, labels, vision = batch
         fused = fuse_vision(
             embed(ids),
@@ -85,10 +88,18 @@ class TestAgainstLists:
             vision,
             placeholder_id=placeholder,
             fallback=fallback,
+            fallback_ends=ends,
             padding_side=side,
         )
         embeds, expected_mask, expected_labels = reference(
-            ids, mask, labels, vision, fallback=fallback, side=side, placeholder=placeholder
+            ids,
+            mask,
+            labels,
+            vision,
+            fallback=fallback,
+            side=side,
+            placeholder=placeholder,
+            ends=ends,
         )
         assert torch.equal(fused.inputs_embeds, embeds)
         assert torch.equal(fused.attention_mask, expected_mask)

@@ -11,6 +11,7 @@ from panovlm.config.legacy.draft import Translated
 from panovlm.config.legacy.names import OLD_MODEL_KEYS, translate
 from panovlm.config.legacy.original import (
     ORIGINAL_DEFAULTS,
+    fusion_text_limit,
     original_run_mapping,
     take_foreign_type,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "OLD_MODEL_KEYS",
     "ORIGINAL_DEFAULTS",
     "Translated",
+    "fusion_text_limit",
     "original_run_mapping",
     "take_foreign_type",
     "translate",

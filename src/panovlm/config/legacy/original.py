@@ -9,13 +9,16 @@ from panovlm.config.fields import block_at, canonical_type
 from panovlm.config.legacy.draft import Draft, Translated
 from panovlm.config.legacy.names import FLAT_RESAMPLER, translate
 from panovlm.config.lines import Lines
-from panovlm.config.model_recipe import Recipe
+from panovlm.config.model_recipe import ORIGINAL_FUSION, Recipe
 from panovlm.models.resamplers import recipe
+
+_AUTO_CAP = 2048
 
 ORIGINAL_DEFAULTS: dict[str, Any] = {
     "models.global_view": "first_view",
     "models.use_projection_positional_encoding": False,
     "models.training_placeholder": False,
+    **{f"models.{name}": value for name, value in ORIGINAL_FUSION.items()},
     "models.layout": "original",
     "image_processing.crop_strategy": "e2p",
     "image_processing.use_vision_processor": True,
@@ -66,6 +69,14 @@ def original_run_mapping(raw: Mapping[str, Any], *, lines: Lines | None = None) 
     if foreign is not None:
         read.put(("models", "resampler_type"), foreign)
     return read.result()
+
+
+def fusion_text_limit(max_text_length: Any) -> Any:
+    """Return where the original cut a row of text before the vision tokens were put in.
+
+    It cut at its one ``max_text_length``. Of an automatic one only the highest value is known.
+    """
+    return _AUTO_CAP if str(max_text_length).startswith("auto") else max_text_length
 
 
 def take_foreign_type(models: dict[str, Any]) -> Any:
@@ -144,7 +155,10 @@ def _fix_views(draft: Draft, overridden: Mapping[str, str]) -> None:
 
 
 def _fix_texts(draft: Draft) -> None:
-    """Set the system message and the sampling that the run's settings meant."""
+    """Set the texts' limit, the system message and the sampling that the run's settings meant."""
+    length = draft.get(("models", "max_text_length"))
+    if length is not None:
+        draft.put(("models", "fusion_text_limit"), fusion_text_limit(length))
     message = draft.get(("training", "system_msg"))
     if message is not None:
         draft.put(("system_messages", "default"), message)

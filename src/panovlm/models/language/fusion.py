@@ -34,6 +34,7 @@ def fuse_vision(
     *,
     placeholder_id: int | None,
     fallback: Literal["prefix", "suffix"],
+    fallback_ends: Literal["text", "row"] = "text",
     padding_side: Literal["right", "left"] = "right",
     segments: Tensor | None = None,
 ) -> Fused:
@@ -42,8 +43,9 @@ def fuse_vision(
     All placeholders of a row are removed, and its T vision tokens inserted where the first one
     was. In a row without placeholder they go directly before the first text position (prefix) or
     directly behind the last one (suffix); padding (mask 0) is no text, so where they go does not
-    depend on the other rows of the batch. Vision tokens have mask 1 and label -100. Rows that end
-    up shorter than others get zero embeddings, mask 0 and label -100 on ``padding_side``.
+    depend on the other rows of the batch, unless ``fallback_ends`` says so. Vision tokens have
+    mask 1 and label -100. Rows that end up shorter than others get zero embeddings, mask 0 and
+    label -100 on ``padding_side``.
 
     Args:
         text_embeds: [B, L, Dm], embeddings of ``input_ids`` (what a placeholder embeds to is
@@ -54,6 +56,8 @@ def fuse_vision(
         vision_tokens: [B, T, Dm]; converted to the dtype of ``text_embeds``.
         placeholder_id: id of ``<|vision|>``; None: no row has one.
         fallback: place of the vision tokens in a row without placeholder.
+        fallback_ends: ``"row"`` takes padding for text when places are looked for, as long as
+            ``padding_side`` keeps it.
         padding_side: ``"right"`` keeps padded positions of the input as they are. ``"left"``
             replaces them by padding in front, so that every row ends with its last text or
             vision token, as generation needs it.
@@ -62,12 +66,14 @@ def fuse_vision(
     B, L, Dm = text_embeds.shape
     T = vision_tokens.shape[1]
     is_text = attention_mask.bool()
+    whole_rows = fallback_ends == "row" and padding_side == "right"
+    counted = torch.ones_like(is_text) if whole_rows else is_text
     if placeholder_id is None:
         is_placeholder = torch.zeros_like(is_text)
     else:
-        is_placeholder = (input_ids == placeholder_id) & is_text
+        is_placeholder = (input_ids == placeholder_id) & counted
     insert_at = torch.where(
-        is_placeholder.any(dim=1), _first(is_placeholder), _fallback_position(is_text, fallback)
+        is_placeholder.any(dim=1), _first(is_placeholder), _fallback_position(counted, fallback)
     )[:, None]  # [B, 1]: the vision tokens stand before this text position
 
     # Sort key of every row's L text positions, then its T vision tokens; what is left out has
