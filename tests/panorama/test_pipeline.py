@@ -100,7 +100,7 @@ def test_anyres():
     expected = [fit(NOISE, size)]
     expected += [fit(NOISE[75 - 37 : 75 + 37, left:right], size) for left, right in bands]
     expected += [fit(NOISE[:, left:right], size) for left, right in bands]
-    expected += [perspective(yaw, size, keep=0.8) for yaw in (0, 105, 210)]
+    expected += [perspective(yaw, size, keep=0.8) for yaw in (0, 157.5, 315)]
     assert_close(render("anyres", image_size=size, anyres_max_patches=15), expected)
 
 

@@ -138,7 +138,7 @@ def test_anyres():
         *(View(yaw, 0, 60, 180) for yaw in slices),
     )
     further = views("anyres", anyres_max_patches=15)[13:]
-    assert [view.yaw for view in further] == [0, 105, -150]
+    assert [view.yaw for view in further] == [0, 157.5, -45]
     assert further[0].vfov == pytest.approx(2 * math.degrees(math.atan(0.8)))
 
 

@@ -141,7 +141,7 @@ def anyres(settings: ImageProcessing, size: tuple[int, int]) -> tuple[Shot, ...]
         return _whole(), *middle
     full = [_cell(count, column, 180.0, _full_slice) for column in range(count)]
     rest = settings.anyres_max_patches - 2 * count
-    yaws = np.linspace(0, 315, rest, endpoint=False)
+    yaws = np.linspace(0, 315, rest)  # eight of them are 45 degrees apart
     views = [_perspective(float(yaw), settings.fov_deg, size, kept_rows=0.8) for yaw in yaws]
     return _whole(), *middle, *full, *views
 
