@@ -15,7 +15,9 @@ from panovlm.checkpoint.fields import defaults
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import save_checkpoint, strip_metadata
 from panovlm.errors import CheckpointError, ConfigError, ContradictionError
+from panovlm.models.model import PanoramaVLM
 
+load = PanoramaVLM.from_checkpoint
 SIZES = "models.resampler_config"
 SPECS = {
     "mlp": {"resampler_type": "mlp", "resampler": {"hidden_dim": 37}},
@@ -109,6 +111,21 @@ class TestOriginalMetadata:
         found = resolve(write(model, hyper=None, config=config))
         assert found.conflicts == []
         assert found.config.models.overlap_ratio == 0.25
+
+
+@pytest.mark.parametrize("where", ["sidecar", "config"])
+def test_heads_under_the_wrong_architecture(where, build, files, backbones, write):
+    """Every Q-Former of the original had eight, whatever stands there."""
+    model = build(resampler_type="qformer")
+    sidecar, config = files.metadata(model, backbones), files.config(model, backbones)
+    sidecar["model_config"]["resampler_type"] = config["models"]["resampler_type"] = "mlp"
+    config["models"]["resampler_config"]["num_attention_heads"] = 12
+    found = {"sidecar": sidecar} if where == "sidecar" else {"config": config}
+    path = write(model, hyper=None, **found)
+    assert "models.resampler_type" in {conflict.field for conflict in resolve(path).conflicts}
+    mended = resolve(path, prefer="weights")
+    assert mended.value("models.resampler_config.num_attention_heads") == 8
+    assert load(path, prefer="weights").recipe.models.resampler_type == "qformer"
 
 
 class TestHyperParameters:

@@ -170,10 +170,9 @@ def _dotted(mapping: Mapping[str, Mapping[str, Any]], resampler_type: str) -> Fi
     foreign = take_foreign_type(written["models"])
     fields = flatten_mapping(translate(written, resampler_type=resampler_type).mapping)
     fields |= stated({"models.resampler_type": foreign})
-    kind = fields.get("models.resampler_type", resampler_type)
-    if kind == "qformer":
-        # The original accepted a number of heads and always used eight.
-        fields.pop(f"{RESAMPLER}.num_attention_heads", None)
+    # The original accepted a number of heads and always used eight; a document that names the
+    # wrong architecture says nothing about them either.
+    fields.pop(f"{RESAMPLER}.num_attention_heads", None)
     return _without_use(fields)
 
 

@@ -122,8 +122,10 @@ def _fill_partial_resampler(draft: Draft) -> None:
 
 def _fix_qformer_heads(draft: Draft) -> None:
     """Set the number of heads that every Q-Former of the original has, whatever was written."""
-    if _resampler_type(draft) == "qformer":
-        heads = ("models", "resampler_config", "num_attention_heads")
+    heads = ("models", "resampler_config", "num_attention_heads")
+    if _resampler_type(draft) != "qformer":
+        draft.drop(heads, "only a Q-Former has heads")
+    else:
         if draft.get(heads) not in (None, _QFORMER_HEADS):
             draft.note(heads, f"the run used {_QFORMER_HEADS}, as always")
         draft.put(heads, _QFORMER_HEADS)
