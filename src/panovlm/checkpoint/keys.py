@@ -17,7 +17,7 @@ from panovlm.checkpoint.keymap import KeyMap, Part
 from panovlm.errors import CheckpointError, ContradictionError
 from panovlm.models.language.adapters import built_names
 from panovlm.models.resamplers.recipe import Dialect
-from panovlm.models.vision.towers import current_names
+from panovlm.models.vision.tower_names import current_names
 
 COMPONENTS = (
     "vision_backbone",

@@ -14,49 +14,37 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from panovlm.checkpoint.adapter_config import assumed_alpha
 from panovlm.checkpoint.adapters import find_adapters
 from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.backbones import UNNAMED
-from panovlm.checkpoint.fields import RESAMPLER, FieldMap, bears, defaults, nest, typed
+from panovlm.checkpoint.fields import RESAMPLER, FieldMap, bears, nest
 from panovlm.checkpoint.formats import Header, read_header
-from panovlm.checkpoint.infer import Inferred, infer
+from panovlm.checkpoint.infer import infer
 from panovlm.checkpoint.keys import map_keys
 from panovlm.checkpoint.locate import Location, locate
 from panovlm.checkpoint.metadata import fingerprints
-from panovlm.checkpoint.original import CERTAIN
 from panovlm.checkpoint.references import BACKBONES as ELSEWHERE
 from panovlm.checkpoint.references import borrowed, own_document
 from panovlm.checkpoint.resolution import Conflict, Resolution, Source
 from panovlm.checkpoint.settle_backbones import (
     BACKBONES,
     LANGUAGE,
-    settle_backbone,
-    settle_image_size,
 )
+from panovlm.checkpoint.settle_fields import settle
 from panovlm.checkpoint.settling import (
     OVERRIDE,
     Prefer,
     Settling,
     plain,
-    source_of,
     stated_otherwise,
 )
-from panovlm.checkpoint.shapes import Observed
 from panovlm.checkpoint.shells import refuse_shells
 from panovlm.checkpoint.sources import Claims, DocumentReader
-from panovlm.config.fields import canonical_type
-from panovlm.config.legacy import ORIGINAL_DEFAULTS
 from panovlm.config.model_recipe import Recipe
 from panovlm.config.recipe_overrides import apply_recipe_overrides
 from panovlm.errors import CheckpointError
 
 __all__ = ["Conflict", "Prefer", "Resolution", "Source", "resolve"]
-
-TYPE = "models.resampler_type"
-LAYOUT = "models.layout"
-TARGETS = "lora.target_modules"
-ALPHA = "lora.alpha"
 
 
 def resolve(
@@ -131,7 +119,7 @@ def resolve(
     if overrides:
         claims = [Claims(OVERRIDE, _stated(overrides, inferred.resampler.name)), *claims]
     settling = Settling(keys, inferred, claims, prefer)
-    _settle(settling)
+    settle(settling)
     elsewhere = borrowed(settling, recorded, is_split=location.is_split, path=file)
     if prefer is None:
         settling.conflicts += _other_weights(claims, actual, location.checkpoint.name)
@@ -197,121 +185,6 @@ def _stated(overrides: Mapping[str, Any], resampler_type: str) -> dict[str, Any]
     single = {name: value for name, value in overrides.items() if name.startswith(beginnings)}
     others = {name: value for name, value in overrides.items() if name not in single}
     return apply_recipe_overrides(others, resampler_type) | single
-
-
-def _settle(settling: Settling) -> None:
-    """Decide the type of the resampler, then every field that this type has."""
-    _settle_type(settling)
-    _check_dialect(settling)
-    if settling.prefer is None:
-        settling.conflicts += _rivals(settling)
-    known = defaults(_architecture(settling))
-    if settling.keys.layout == "original":
-        known |= {name: value for name, value in ORIGINAL_DEFAULTS.items() if name in known}
-    known[LAYOUT] = settling.keys.layout
-    for name, default in known.items():
-        if name not in BACKBONES and name != TYPE:
-            _settle_field(settling, name, default)
-    for name in BACKBONES:
-        settle_backbone(settling, name)
-    settle_image_size(settling)
-
-
-def _settle_type(settling: Settling) -> None:
-    """Decide the architecture; one that nobody knows leaves the word to the weights."""
-    _settle_field(settling, TYPE, "mlp")
-    if canonical_type(settling.values[TYPE]) is None:
-        observed = settling.inferred.fields[TYPE]
-        settling.set(TYPE, observed.value, Source("weights", observed.evidence))
-
-
-def _architecture(settling: Settling) -> str:
-    """Return the canonical architecture, as far as it is decided."""
-    decided = canonical_type(settling.values.get(TYPE))
-    return decided or settling.inferred.resampler.name
-
-
-def _check_dialect(settling: Settling) -> None:
-    """Refuse a dialect of the resampler's names that leaves open what nobody states.
-
-    Raises:
-        CheckpointError: a setting must be stated.
-    """
-    dialect = settling.keys.dialect
-    for field, reason in (dialect.undecided if dialect else {}).items():
-        name = f"{RESAMPLER}.{field}"
-        if settling.claim(name) is None:
-            raise CheckpointError(f"{reason}. Say which it was: --set {name}=VALUE.")
-
-
-def _settle_field(settling: Settling, name: str, default: Any) -> None:
-    """Give one field its value and source."""
-    claim, observed = settling.claim(name), settling.inferred.fields.get(name)
-    if claim is None:
-        if observed is None:
-            _settle_default(settling, name, default)
-        else:
-            settling.set(name, observed.value, Source("weights", observed.evidence))
-        return
-    value = typed(name, claim.values[name], _architecture(settling))
-    source = source_of(claim, name)
-    if observed is not None and not _agrees(settling.inferred, name, value, observed):
-        value = settling.contradict(name, value, claim.origin, observed)
-        if settling.prefer == "weights":
-            source = Source("weights", observed.evidence)
-    elif observed is not None and name == TARGETS and set(value) != set(observed.value):
-        value = observed.value
-    settling.set(name, value, source, assumed=observed is None and name in claim.assumed)
-
-
-def _settle_default(settling: Settling, name: str, default: Any) -> None:
-    """Take the default of a field that nobody states and no shape shows."""
-    original = settling.keys.layout == "original"
-    detail = f"default of {'the original system' if original else 'PanoVLM'}"
-    section = name.split(".")[0]
-    closed = next((claim.origin for claim in settling.claims if section in claim.closed), None)
-    if closed is not None:
-        detail += f"; {closed} says nothing else"
-    rank = settling.inferred.fields.get("lora.rank")
-    if name == ALPHA and rank is not None and not original and not _mentions_lora(settling):
-        default = assumed_alpha(settling.keys.layout, rank.value)
-        detail = "twice the rank, as is usual"
-    certain = closed is not None or (original and name in CERTAIN) or name == LAYOUT
-    settling.set(name, default, Source("default", detail), assumed=not certain)
-
-
-def _mentions_lora(settling: Settling) -> bool:
-    """Tell whether a document says anything about adapters, and left out what it does not say."""
-    documents = (claim for claim in settling.claims if claim.origin != OVERRIDE)
-    return any(name.startswith("lora.") for claim in documents for name in claim.values)
-
-
-def _agrees(inferred: Inferred, name: str, claimed: Any, observed: Observed) -> bool:
-    """Tell whether a claim can be true of these weights."""
-    if name.startswith(f"{RESAMPLER}."):
-        return inferred.resampler.agrees(name.removeprefix(f"{RESAMPLER}."), claimed, inferred.seen)
-    if name == TYPE:
-        return canonical_type(claimed) == observed.value
-    if name == TARGETS:
-        # A target that names no layer of this language model was never adapted.
-        return {str(target).rpartition(".")[2] for target in claimed} >= set(observed.value)
-    return bool(plain(claimed) == plain(observed.value))
-
-
-def _rivals(settling: Settling) -> list[Conflict]:
-    """Return the fields that two documents of this format state differently."""
-    own = [claim for claim in settling.claims if claim.document is not None]
-    if len(own) < 2:
-        return []
-    first, second = own[0], own[1]
-    return [
-        Conflict(name, value, first.origin, second.values[name], second.origin, possible=True)
-        for name, value in first.values.items()
-        if name in second.values
-        and plain(value) != plain(second.values[name])
-        and name not in settling.inferred.fields
-        and settling.claim(name) is first
-    ]
 
 
 def _other_weights(claims: Sequence[Claims], actual: Sequence[str], file: str) -> list[Conflict]:

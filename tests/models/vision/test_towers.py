@@ -21,7 +21,8 @@ from transformers import (
 from panovlm.checkpoint.shapes import Observed, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
 from panovlm.models.vision.released import published
-from panovlm.models.vision.towers import FAMILIES, current_names, infer_tower
+from panovlm.models.vision.tower_names import current_names
+from panovlm.models.vision.towers import FAMILIES, infer_tower
 
 PREFIX = "vision_backbone.encoder."
 VIT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2}
