@@ -138,3 +138,9 @@ class TestBearing:
     )
     def test_bearing(self, name, values, expected):
         assert bears(name, defaults("mlp") | values) is expected
+
+
+def test_ends_of_rows_bear_where_vision_tokens_go_behind_the_text():
+    values = {**defaults("mlp"), "models.vision_token_fallback_position": "suffix"}
+    assert bears("models.vision_token_fallback_ends", values)
+    assert not bears("models.vision_token_fallback_ends", defaults("mlp"))

@@ -170,3 +170,14 @@ def test_a_listed_stage_must_be_configured() -> None:
 def test_one_table_may_be_written_without_a_list(written: object) -> None:
     settings = Settings.model_validate(experiment(data={"csv_train": written}))
     assert settings.data.csv_train == ("a.csv",)
+
+
+def test_recipes_of_the_original_fuse_as_it_did_where_they_say_nothing() -> None:
+    """Documents about its checkpoints that were written before there were these settings."""
+    before = ModelSettings.model_validate({"layout": "original"})
+    assert (before.fusion_text_limit, before.vision_token_fallback_ends) == (512, "row")
+    stated = {"layout": "original", "fusion_text_limit": None, "vision_token_fallback_ends": "text"}
+    said = ModelSettings.model_validate(stated)
+    assert (said.fusion_text_limit, said.vision_token_fallback_ends) == (None, "text")
+    today = ModelSettings()
+    assert (today.fusion_text_limit, today.vision_token_fallback_ends) == (None, "text")

@@ -98,3 +98,18 @@ def test_without_segments_the_questions_would_see_each_other() -> None:
     mixed = model(pixels, ids, labels=labels)
     assert (labels != IGNORED).any()
     assert abs(apart.loss - mixed.loss) > 1e-6
+
+
+def test_a_limit_of_the_text_is_one_of_each_question() -> None:
+    """The data keep every question below it; a row of several may be longer."""
+    model = build("qwen2", "sdpa", fusion_text_limit=40)
+    chat = model.chat()
+    packed = pack([chat.training_example([turn], 40) for turn in TURNS[0]], chat)
+    assert len(packed.ids) > 40
+    ids, labels = torch.tensor([packed.ids]), torch.tensor([packed.labels])
+    pixels = torch.randn(1, 4, 3, 16, 16, dtype=torch.float64)
+    limited = model(pixels, ids, labels=labels, segments=torch.tensor([packed.segments]))
+    free = build("qwen2", "sdpa")(
+        pixels, ids, labels=labels, segments=torch.tensor([packed.segments])
+    )
+    assert_close(limited.logits, free.logits, rtol=0, atol=1e-9)

@@ -61,6 +61,24 @@ def test_an_overlap_stage_sees_each_panorama_once(make_settings: MakeSettings) -
         assert ("input_ids" in batches[0]) == (stage != "vision")
 
 
+@pytest.mark.parametrize(("own", "limit", "longest"), [(200, 150, 150), (150, 200, 150)])
+def test_text_is_cut_where_the_model_would_cut_it(
+    own: int, limit: int, longest: int, scenes: Path, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    rows = table(tmp_path / "own.csv", scenes, "word " * 90)
+    place = "training.stage_configs.finetune"
+    settings = make_settings(
+        tmp_path,
+        f"{place}.data={{csv_train: {rows}}}",
+        f"{place}.max_text_length={own}",
+        f"models.fusion_text_limit={limit}",
+    )
+    tables = Tables(settings)
+    model = stage_model(settings, "finetune", tables, None)
+    [batch] = stage_data(settings, "finetune", model, tables.of("finetune")).train_dataloader()
+    assert batch["input_ids"].shape[1] == longest
+
+
 @pytest.mark.parametrize(
     ("rows", "batch", "accumulate", "epochs", "processes", "expected"),
     [(16, 4, 1, 1, 1, 4), (16, 3, 2, 2, 1, 6), (16, 3, 2, 1, 2, 2), (16, 99, 5, 3, 4, 3)],

@@ -46,6 +46,11 @@ BEARING: tuple[tuple[str, str, frozenset[Any]], ...] = (
     ("models.pe_", "models.use_projection_positional_encoding", frozenset({True})),
     ("models.stitch_", "models.stitching_mode", frozenset({"resample"})),
     ("models.global_view", _CROP, _ANYRES),
+    (
+        "models.vision_token_fallback_ends",  # rows begin with text
+        "models.vision_token_fallback_position",
+        frozenset({"suffix"}),
+    ),
     ("image_processing.fov_deg", _CROP, _ANYRES | {"e2p", "sliding_window"}),
     (
         "image_processing.overlap_ratio",

@@ -176,7 +176,8 @@ class PanoramaNetwork(PreTrainedModel):
     ) -> dict[str, Tensor]:
         """Return the language model's inputs with the vision tokens in their place.
 
-        Models with a ``fusion_text_limit`` first cut the text behind it.
+        Models with a ``fusion_text_limit`` first cut the text behind it; of several conversations
+        in a row, the data keep each below it.
 
         Args:
             pixel_values: normalised views ``[B, V, 3, h, w]``.
@@ -195,12 +196,12 @@ class PanoramaNetwork(PreTrainedModel):
         models = self.recipe.models
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        if (limit := models.fusion_text_limit) is not None and padding_side == "left":
+        limit = models.fusion_text_limit
+        if limit is not None and padding_side == "left":
             attention_mask = attention_mask * (attention_mask.cumsum(dim=1) <= limit)
-        elif limit is not None:
+        elif limit is not None and segments is None:
             input_ids, attention_mask = input_ids[:, :limit], attention_mask[:, :limit]
             labels = None if labels is None else labels[:, :limit]
-            segments = None if segments is None else segments[:, :limit]
         embeds: Tensor = self.get_input_embeddings()(input_ids)
         if project_text and self.text_projection is not None:
             embeds = self.text_projection(embeds)

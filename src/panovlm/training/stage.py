@@ -103,6 +103,8 @@ def stage_data(
         setting = stage.max_text_length or models.max_text_length
         texts = (chat.training_text(sample.turns) for sample in rows.train)
         length = resolve_max_length(setting, model.tokenizer, texts)
+        if models.fusion_text_limit is not None:  # nothing behind it would be read
+            length = min(length, models.fusion_text_limit)
     data = PanoramaData(
         rows.train if reads_text else _one_per_image(rows.train),
         rows.val if reads_text else _one_per_image(rows.val),
