@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from machine import machine, spread
 
+from panovlm.checkpoint.export import Export
 from panovlm.checkpoint.load import build_empty
 from panovlm.checkpoint.save import describe_model, embedded_entries
-from panovlm.checkpoint.weight_files import Stored, write_safetensors
+from panovlm.checkpoint.weight_files import Stored
 from panovlm.config.schema import Recipe
 from panovlm.models.language.tokenizer import prepare_tokenizer, word_tokenizer
 
@@ -151,7 +152,7 @@ def make(folder: Path, widths: Mapping[str, Any], kind: str) -> Path:
     path = folder / "model.safetensors"
     with path.open("wb") as file:
         weights = {name: Stored(tensor, tensor.dtype) for name, tensor in state.items()}
-        write_safetensors(file, weights, {"format": "pt", "panovlm_metadata": known.to_json()})
+        Export(model, weights, known).safetensors(file)
     return path
 
 
