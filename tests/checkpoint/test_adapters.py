@@ -250,6 +250,16 @@ class TestEffect:
         with pytest.raises(CheckpointError, match="change nothing that can be computed"):
             load(path)
 
+    @pytest.mark.parametrize("value", [0.0, float("inf")])
+    def test_a_dead_one_among_sound_ones(self, value, build, files, backbones, tmp_path):
+        path = files.write_run(tmp_path, build(**LORA), backbones)
+        contents = torch.load(path)
+        last = [name for name in contents["state_dict"] if "lora_A" in name][-1]
+        contents["state_dict"][last].fill_(value)
+        torch.save(contents, path)
+        with pytest.raises(CheckpointError, match="change nothing that can be computed"):
+            load(path)
+
     def test_no_note_for_trained_ones(self, build, files, backbones, tmp_path):
         loaded = load(files.write_run(tmp_path, build(**LORA), backbones))
         assert not any("effect" in note for note in loaded.resolution.notes)

@@ -248,9 +248,9 @@ def check_adapters(resolution: Resolution, model: PanoramaVLM) -> None:
         )
     elif not 0 < effect < math.inf:
         raise CheckpointError(
-            f"{resolution.path}: the adapters change nothing that can be computed (the largest "
-            f"change of a weight is {effect}), although lora_B is not zero. The file is damaged; "
-            "take the checkpoint before it, or leave them out of a copy."
+            f"{resolution.path}: some of the adapters change nothing that can be computed (the "
+            f"largest change of a weight is {effect}), although lora_B is not zero. The file is "
+            "damaged; take the checkpoint before it, or leave them out of a copy."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -72,22 +73,26 @@ def adapter_effect(model: nn.Module) -> float | None:
     """Return the largest change of a weight by the first adapter that was trained.
 
     Returns:
-        The largest absolute entry of ``alpha / rank * B A``, or ``None`` where every B is zero:
-        the adapters are as :func:`attach_lora` makes them and have no effect.
+        The largest absolute entry of ``alpha / rank * B A``; zero where any adapter with a B that
+        is not zero has an A that is (training cannot give that), not a number where any adapter
+        holds values that are not finite; ``None`` where every B is zero: the adapters are as
+        :func:`attach_lora` makes them and have no effect.
     """
-    trained = False
-    largest = 0.0
+    effect: float | None = None
     for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            down = cast("nn.Linear", layer.lora_A[ADAPTER]).weight.detach().float()
-            up = cast("nn.Linear", layer.lora_B[ADAPTER]).weight.detach().float()
-            if bool(up.any()):
-                trained = True
-                change = layer.scaling[ADAPTER] * (up @ down)
-                largest = float(change.abs().max())
-                if largest > 0:
-                    return largest
-    return largest if trained else None
+        if not isinstance(layer, LoraLayer):
+            continue
+        down = cast("nn.Linear", layer.lora_A[ADAPTER]).weight.detach().float()
+        up = cast("nn.Linear", layer.lora_B[ADAPTER]).weight.detach().float()
+        if not bool(up.isfinite().all() and down.isfinite().all()):
+            return math.nan
+        if not bool(up.any()):
+            continue
+        if not bool(down.any()):
+            return 0.0
+        if effect is None:  # one product is enough; those of all layers would take long
+            effect = float((layer.scaling[ADAPTER] * (up @ down)).abs().max())
+    return effect
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:
