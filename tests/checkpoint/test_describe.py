@@ -56,7 +56,7 @@ def test_assumed_and_unknown_are_shown(build, write):
     path = write(build())
     text = as_text(resolve(path))
     assert "ASSUMED default: default of the original system" in text
-    assert "4 setting(s) are assumed" in text and "verdict: loads, with assumed" in text
+    assert "5 setting(s) are assumed" in text and "verdict: loads, with assumed" in text
     contents = torch.load(path)
     contents["state_dict"]["critic.weight"] = torch.ones(2)
     torch.save(contents, path)
