@@ -71,7 +71,9 @@ with torch.no_grad():
     for path in (whole, bare, "out.safetensors"):
         loaded = PanoramaVLM.from_checkpoint(path)
         assert loaded.recipe.models.resampler_config == model.recipe.models.resampler_config
-        assert torch.equal(loaded.vision_tokens(pixels), meant), path
+        # Not to the last bit: where a file is mapped, its tensors lie differently in memory, and
+        # the library's kernels add in another order.
+        torch.testing.assert_close(loaded.vision_tokens(pixels), meant, rtol=1e-5, atol=1e-6)
 """
 
 
