@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-TESTS = Path(__file__).parent.parent / "tests" / "checkpoint"
+HERE = Path(__file__).parent
+TESTS = HERE.parent / "tests" / "checkpoint"
 
 
 def module(path: Path) -> ModuleType:
@@ -40,7 +41,7 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="run only the case of this number")
     options = parser.parse_args()
     cases = range(options.cases) if options.case is None else [options.case]
-    writers = fuzzing.Writers(module(TESTS / "dcp_writer.py"), module(TESTS / "zero_writer.py"))
+    writers = fuzzing.Writers(module(TESTS / "dcp_writer.py"), module(HERE / "zero_writer.py"))
     failed = 0
     print(
         f"{'reader':<18}{'cases':>8}{'read':>8}{'refused':>9}{'other':>7}{'slowest':>11}{'memory':>9}"

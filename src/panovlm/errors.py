@@ -27,5 +27,9 @@ class ContradictionError(CheckpointError):
     """Two sources describe the same checkpoint differently, so no model can satisfy both."""
 
 
+class AssumedSettingsWarning(UserWarning):
+    """A checkpoint was loaded with settings that neither its metadata nor its weights tell."""
+
+
 class MissingDependencyError(PanoVLMError):
     """An optional package or program is needed and not installed."""

@@ -44,10 +44,14 @@ OWN = {
 """A model whose every unobservable setting is the default: its weights alone tell it."""
 
 
-def _module(name: str) -> ModuleType:
+HERE = Path(__file__).parent
+BENCHMARKS = HERE.parent.parent / "benchmarks"
+
+
+def _module(name: str, folder: Path = HERE) -> ModuleType:
     full = f"panovlm_tests_{name}"
     if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
+        spec = importlib.util.spec_from_file_location(full, folder / f"{name}.py")
         assert spec is not None and spec.loader is not None
         sys.modules[full] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[full])
@@ -69,7 +73,7 @@ def files() -> ModuleType:
 @pytest.fixture(scope="session")
 def zero() -> ModuleType:
     """Writer of DeepSpeed's folders."""
-    return _module("zero_writer")
+    return _module("zero_writer", BENCHMARKS)
 
 
 @pytest.fixture(scope="session")

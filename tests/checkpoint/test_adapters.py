@@ -218,6 +218,14 @@ class TestBesideAPlainCheckpoint:
         with pytest.raises(ContradictionError, match="adapted in some decoder layers"):
             load(path)
 
+    @pytest.mark.parametrize("kept", ["lora_A", "lora_B"])
+    def test_one_of_each_pair(self, kept, fresh, run, tmp_path):
+        path = run(fresh(), safe=False)
+        file = tmp_path / "lora_weights" / "adapter_model.bin"
+        torch.save({n: t for n, t in torch.load(file).items() if kept in n}, file)
+        with pytest.raises(CheckpointError, match="lora_A and lora_B belong together|" + kept):
+            load(path)
+
     def test_an_empty_folder(self, build, write, tmp_path):
         (tmp_path / "lora_weights").mkdir()
         with pytest.raises(CheckpointError, match=r"lora_weights.*lora\.use_lora=false"):

@@ -12,6 +12,7 @@ from panovlm.checkpoint.fields import (
     defaults,
     flatten,
     flatten_mapping,
+    flatten_stated,
     nest,
     typed,
 )
@@ -108,6 +109,26 @@ def test_a_stated_value_takes_the_type_of_its_field(name, given, read):
     assert (found, type(found)) == (read, type(read))
 
 
+def test_only_what_is_given_is_stated():
+    given = {"models": {"overlap_ratio": 0.25, "layout": "panovlm-1"}, "lora": {"alpha": 3}}
+    assert flatten_stated(Recipe.model_validate(given)) == {
+        "models.overlap_ratio": 0.25,
+        "models.layout": "panovlm-1",
+        "lora.alpha": 3.0,
+        # Documents from before these fields were computed with as their defaults say.
+        "models.fusion_text_limit": None,
+        "models.vision_token_fallback_ends": "text",
+    }
+    whole = Recipe()
+    assert flatten_stated(Recipe.model_validate(whole.model_dump())) == flatten(whole)
+
+
+STATISTICS = {
+    "image_processing.image_mean": [0.5, 0.5, 0.5],
+    "image_processing.image_std": [0.5, 0.5, 0.5],
+}
+
+
 class TestBearing:
     def test_every_name_is_that_of_a_field(self):
         known = {name for resampler in recipes() for name in defaults(resampler)}
@@ -131,6 +152,14 @@ class TestBearing:
             ("image_processing.fov_deg", {"image_processing.crop_strategy": "cubemap"}, False),
             ("image_processing.image_size", {"image_processing.normalize": False}, True),
             ("image_processing.image_mean", {"image_processing.normalize": False}, False),
+            ("image_processing.vision_processor", {}, True),
+            ("image_processing.vision_processor", {"image_processing.normalize": False}, False),
+            ("image_processing.vision_processor", STATISTICS, False),
+            (
+                "image_processing.vision_processor",
+                {**STATISTICS, "image_processing.use_vision_processor": True},
+                True,
+            ),
             ("lora.alpha", {"lora.use_lora": False}, False),
             ("lora.alpha", {"lora.use_lora": True}, True),
             ("lora.dropout", {"lora.use_lora": True}, False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -14,7 +15,12 @@ from transformers import AutoModelForCausalLM
 from panovlm.checkpoint.load import build_empty, complete, prove_model, tied_names
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import save_checkpoint, strip_metadata
-from panovlm.errors import CheckpointError, ConfigError, ContradictionError
+from panovlm.errors import (
+    AssumedSettingsWarning,
+    CheckpointError,
+    ConfigError,
+    ContradictionError,
+)
 from panovlm.models.model import PanoramaVLM
 
 load = PanoramaVLM.from_checkpoint
@@ -370,6 +376,48 @@ def test_strict_refuses_what_nobody_knows(build, files, backbones, write):
         "vision_token_fallback_position": "prefix",
     }
     load(write(model), strict=True, overrides=known)
+
+
+class TestAssumed:
+    """What nobody recorded never goes unsaid."""
+
+    def test_a_warning_names_it(self, own, tmp_path):
+        save_checkpoint(own(), tmp_path / "whole.ckpt")
+        strip_metadata(tmp_path / "whole.ckpt", tmp_path / "bare.ckpt")
+        (tmp_path / "checkpoint_metadata.json").unlink()
+        with pytest.warns(AssumedSettingsWarning, match=r"models\.overlap_ratio.*strict=True"):
+            load(tmp_path / "bare.ckpt")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", AssumedSettingsWarning)
+            load(tmp_path / "whole.ckpt")
+
+    def test_a_document_states_only_what_stands_in_it(self, own, tmp_path):
+        """No default fills the place of a field that was removed."""
+        model = own(overlap_ratio=0.25)
+        save_checkpoint(model, tmp_path / "best.ckpt")
+        path = tmp_path / "checkpoint_metadata.json"
+        document = json.loads(path.read_text())
+        del document["recipe"]["models"]["overlap_ratio"], document["probe"]
+        path.write_text(json.dumps(document))
+        torch.save({"state_dict": model.state_dict()}, tmp_path / "best.ckpt")
+        found = resolve(tmp_path)
+        assert found.assumed == ["models.overlap_ratio"]
+        with pytest.raises(CheckpointError, match=r"models\.overlap_ratio = 0\.5"):
+            load(tmp_path, strict=True)
+        loaded = load(tmp_path, strict=True, overrides={"overlap_ratio": 0.25})
+        assert loaded.recipe == model.recipe
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(dtype, build, edit):
+    name = "model.language_model.model.layers.1.mlp.up_proj.weight"
+
+    def quantise(state):
+        state[name] = (16 * state[name]).to(dtype)
+
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"layers\.1\.mlp\.up_proj\.weight: {kind} in the"):
+        load(edit(build(), quantise))
 
 
 def test_no_tokenizer_is_looked_up_by_a_name_that_nobody_gave(own, tmp_path):

@@ -97,9 +97,17 @@ def _scale(part: Part, layout: Layout) -> float:
     """Return alpha / rank of adapters.
 
     The rank is that of any of them: one rank for all is checked when the model is built.
+
+    Raises:
+        CheckpointError: there is no first matrix among them.
     """
-    down = (name for name in part.tensors if strip_lora_name(name).part == "lora_A")
-    rank = part.tensors[next(down)].shape[0]
+    down = [name for name in part.tensors if strip_lora_name(name).part == "lora_A"]
+    if not down:
+        raise CheckpointError(
+            f"{part.path} holds lora_B only; lora_A and lora_B belong together. The file is "
+            "incomplete; save the adapters again, or leave them out with --set lora.use_lora=false."
+        )
+    rank = part.tensors[down[0]].shape[0]
     fields = lora_fields(read_adapter_config(part.path.parent))
     return fields.get("lora.alpha", assumed_alpha(layout, rank)) / rank
 

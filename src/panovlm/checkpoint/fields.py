@@ -70,6 +70,10 @@ BEARING: tuple[tuple[str, str, frozenset[Any]], ...] = (
 some values."""
 
 
+ADDED = frozenset({"models.fusion_text_limit", "models.vision_token_fallback_ends"})
+"""Fields that documents of the present schema version had not from the beginning."""
+
+
 def bears(name: str, values: Mapping[str, Any]) -> bool:
     """Tell whether a field decides what a loaded model computes, given the other fields.
 
@@ -82,6 +86,10 @@ def bears(name: str, values: Mapping[str, Any]) -> bool:
         return False
     if section == "lora" and not values["lora.use_lora"]:
         return False
+    if name == "image_processing.vision_processor" and not values[_PROCESSOR]:
+        # Only its statistics count then, where there are no others.
+        own = (values[f"image_processing.image_{what}"] for what in ("mean", "std"))
+        return values["image_processing.normalize"] and not all(own)
     return all(
         values[other] in wanted
         for beginning, other, wanted in BEARING
@@ -92,6 +100,15 @@ def bears(name: str, values: Mapping[str, Any]) -> bool:
 def flatten(recipe: Recipe) -> dict[str, Any]:
     """Return every leaf of a recipe by dotted name, as plain values."""
     return dict(_leaves(recipe.model_dump(mode="json"), recipe))
+
+
+def flatten_stated(recipe: Recipe) -> dict[str, Any]:
+    """Return the leaves that were given when a recipe was typed, and no defaults in between.
+
+    Fields of :data:`ADDED` count as given: their defaults are what was computed without them.
+    """
+    stated = dict(_leaves(recipe.model_dump(mode="json", exclude_unset=True), recipe))
+    return {n: value for n, value in flatten(recipe).items() if n in stated or n in ADDED}
 
 
 def defaults(resampler_type: str) -> dict[str, Any]:
@@ -166,7 +183,7 @@ def flatten_mapping(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 def _leaves(values: Mapping[str, Any], model: BaseModel) -> Iterator[tuple[str, Any]]:
     """Walk settings along their classes, so that dictionary-valued fields stay whole."""
-    for name in type(model).model_fields:
+    for name in (name for name in type(model).model_fields if name in values):
         child = getattr(model, name)
         if isinstance(child, BaseModel):
             for below, value in _leaves(values[name], child):

@@ -18,7 +18,7 @@ from panovlm.checkpoint.find_tokenizer import find_tokenizer
 from panovlm.checkpoint.plan import Proof, prove
 from panovlm.checkpoint.probe.check import check_probe
 from panovlm.checkpoint.probe.measure import precisions
-from panovlm.checkpoint.probe.record import Part
+from panovlm.checkpoint.probe.record import PRECISIONS, Part
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.settle_backbones import IMAGE_SIZE
@@ -190,8 +190,15 @@ def prove_model(resolution: Resolution, model: PanoramaVLM) -> Proof:
     tensors, dropped = resolution.header.tensors, set(resolution.inferred.dropped)
     stored = {name: shape for name, shape in resolution.shapes.items() if name not in dropped}
     stored |= {name: tensors[name].shape for name in resolution.keys.unknown}
-    built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return prove(stored, built, tied_names(model), resolution.borrowed.keys())
+    state = model.state_dict()
+    built = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    files = {name: file for name, file in resolution.keys.files.items() if name in state}
+    mistyped = {
+        name: tensors[file].dtype
+        for name, file in files.items()
+        if state[name].is_floating_point() and tensors[file].dtype not in PRECISIONS
+    }
+    return prove(stored, built, tied_names(model), resolution.borrowed.keys(), mistyped)
 
 
 def bind(resolution: Resolution, model: PanoramaVLM, borrowed: Mapping[str, Tensor]) -> None:

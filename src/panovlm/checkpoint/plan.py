@@ -24,6 +24,7 @@ class Proof:
         missing: model name → shape, absent from the file.
         unexpected: file name → shape, without a place in the model.
         mismatched: name → (shape in the file, shape in the model).
+        mistyped: name → type in the file, where the model computes in floating point.
     """
 
     matched: tuple[str, ...]
@@ -32,11 +33,12 @@ class Proof:
     missing: Mapping[str, Shape]
     unexpected: Mapping[str, Shape]
     mismatched: Mapping[str, tuple[Shape, Shape]]
+    mistyped: Mapping[str, str]
 
     @property
     def holds(self) -> bool:
         """Whether every tensor has its place and every place its tensor."""
-        return not (self.missing or self.unexpected or self.mismatched)
+        return not (self.missing or self.unexpected or self.mismatched or self.mistyped)
 
     def raise_failure(self, path: Path) -> None:
         """Report every difference by component.
@@ -55,6 +57,11 @@ class Proof:
             lines[_component(name)].append(f"{name} {list(shape)}: absent from the checkpoint")
         for name, shape in self.unexpected.items():
             lines[_component(name)].append(f"{name} {list(shape)}: no place in the model")
+        for name, dtype in self.mistyped.items():
+            lines[_component(name)].append(
+                f"{name}: {dtype} in the checkpoint, a floating-point type was expected (quantised "
+                "weights are not read)"
+            )
         text: list[str] = []
         for component, problems in lines.items():
             text.append(f"  {component}: {len(problems)} tensor(s)")
@@ -74,6 +81,7 @@ def prove(
     built: Mapping[str, Shape],
     tied: Mapping[str, str],
     elsewhere: Collection[str] = (),
+    mistyped: Mapping[str, str] | None = None,
 ) -> Proof:
     """Compare names and shapes.
 
@@ -82,6 +90,7 @@ def prove(
         built: the model's state dict.
         tied: names of the state dict that share the tensor of another name.
         elsewhere: beginnings of the names of backbones whose weights may be absent.
+        mistyped: tensors of the model whose type in the file it cannot compute with.
     """
     absent = {
         name: shape
@@ -98,6 +107,7 @@ def prove(
         mismatched={
             n: (stored[n], built[n]) for n in built if n in stored and stored[n] != built[n]
         },
+        mistyped=mistyped or {},
     )
 
 

@@ -150,6 +150,15 @@ class Resolution:
                 f"loading does not assume them:\n{lines}\n{self.how_to_settle()}"
             )
 
+    def told_assumed(self) -> str:
+        """Say in a sentence what is assumed."""
+        return (
+            f"{self.path}: neither metadata nor weights tell {len(self.assumed)} setting(s), and "
+            "usual values are assumed; if one is wrong, so is what the model computes: "
+            f"{', '.join(self.assumed)}. Give overrides={{...}}, or settle them for good with "
+            "`panovlm add-metadata`; strict=True refuses them."
+        )
+
     def how_to_settle(self) -> str:
         """Say how the assumed fields become known, with the command for a shell to do it.
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from panovlm.checkpoint import original
 from panovlm.checkpoint.adapter_config import base_model, lora_fields, read_adapter_config
-from panovlm.checkpoint.fields import flatten
+from panovlm.checkpoint.fields import flatten_stated
 from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.locate import ADAPTER_CONFIG, Location
 from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, is_ours, parse, read_json
@@ -161,7 +161,7 @@ class DocumentReader:
             return
         claim = Claims(
             origin,
-            flatten(document.recipe),
+            flatten_stated(document.recipe),
             assumed=frozenset(document.assumed),
             inferred=document.inferred,
             document=document,
@@ -224,7 +224,7 @@ def _hugging_face_recipe(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
         **{ours: raw.get(theirs) for ours, theirs in backbones.items()},
     }
     try:
-        return flatten(Recipe.model_validate({**recipe, "models": models}))
+        return flatten_stated(Recipe.model_validate({**recipe, "models": models}))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"])

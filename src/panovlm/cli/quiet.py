@@ -6,6 +6,8 @@ import logging
 import os
 import warnings
 
+from panovlm.errors import AssumedSettingsWarning
+
 
 def quiet() -> None:
     """Silence hints about hardware, loaders, retries and deprecated names inside the libraries.
@@ -18,6 +20,8 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Every command lists what is assumed by itself.
+    warnings.filterwarnings("ignore", category=AssumedSettingsWarning)
     for module in ("lightning", "torch", "transformers", "peft"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
 

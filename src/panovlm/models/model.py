@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from panovlm.config.schema import LoRASettings, Recipe
-from panovlm.errors import CheckpointError, ConfigError
+from panovlm.errors import AssumedSettingsWarning, CheckpointError, ConfigError
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.chat import ChatFormat
 from panovlm.models.language.lora import attach_lora, merge_lora
@@ -233,24 +234,28 @@ class PanoramaVLM(PanoramaNetwork):
             CheckpointError: the file cannot be opened, does not fit, is ambiguous, or is not the
                 model that its probe was taken of.
             ContradictionError: metadata and weights disagree and ``prefer`` does not settle it.
+
+        Warns:
+            AssumedSettingsWarning: settings that decide what the model computes had to be assumed.
         """
         from panovlm.checkpoint.load import load_checkpoint
 
         if device == "auto":
             device = torch.accelerator.current_accelerator() or "cpu"
-        return cast(
-            Self,
-            load_checkpoint(
-                Path(path),
-                device=torch.device(device),
-                dtype=dtype,
-                prefer=prefer,
-                strict=strict,
-                overrides=overrides,
-                weights=weights,
-                probe=probe,
-            ),
+        model = load_checkpoint(
+            Path(path),
+            device=torch.device(device),
+            dtype=dtype,
+            prefer=prefer,
+            strict=strict,
+            overrides=overrides,
+            weights=weights,
+            probe=probe,
         )
+        if model.resolution is not None and model.resolution.assumed:
+            told = model.resolution.told_assumed()
+            warnings.warn(told, AssumedSettingsWarning, stacklevel=2)
+        return cast(Self, model)
 
 
 AutoModel.register(PanoramaVLMConfig, PanoramaVLM)

@@ -213,16 +213,34 @@ class TestWhoseProbeItIs:
         for name in ("best.ckpt", "last.ckpt"):
             assert load(tmp_path / name).resolution.notes == []
         contents = torch.load(tmp_path / "last.ckpt", weights_only=True)
-        torch.save({"state_dict": contents["state_dict"]}, tmp_path / "last.ckpt")
+        inside = json.loads(contents[EMBEDDED])
+        inside["probe"] = None
+        described = {"state_dict": contents["state_dict"], EMBEDDED: json.dumps(inside)}
+        torch.save(described, tmp_path / "last.ckpt")
         (note,) = load(tmp_path / "last.ckpt").resolution.notes
         assert note == (
             "probe: projector not compared, the probe in the document beside it is of other weights"
         )
+
+    @pytest.mark.parametrize("strict", [True, False])
+    def test_a_document_that_may_be_of_another_run(self, strict, own, tmp_path):
+        """Same names and shapes, other settings; nothing in the file says what is right."""
+        save_checkpoint(own(), tmp_path / "best.ckpt")
+        other = own(overlap_ratio=0.25)
+        state = {
+            f"model.{n}": 1.5 * t if "linear" in n else t for n, t in other.state_dict().items()
+        }
+        torch.save({"state_dict": state}, tmp_path / "best.ckpt")
+        with pytest.raises(CheckpointError) as error:
+            load(tmp_path / "best.ckpt", strict=strict)
+        assert "the document beside it may be of another run" in str(error.value)
+        loaded = load(tmp_path / "best.ckpt", strict=strict, probe=False)
+        assert loaded.recipe.models.overlap_ratio == 0.5
         document = json.loads((tmp_path / SIDECAR).read_text())
         document["recipe"]["models"]["vision_config"]["num_attention_heads"] = 2
         (tmp_path / SIDECAR).write_text(json.dumps(document))
         with pytest.raises(CheckpointError, match="the vision tower does not compute"):
-            load(tmp_path / "last.ckpt")
+            load(tmp_path / "best.ckpt")
 
     @pytest.mark.parametrize("left", [(ENTRY,), (EMBEDDED,), (SIDECAR,)])
     def test_one_copy_is_enough(self, left, originals, tmp_path):

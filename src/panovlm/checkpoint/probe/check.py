@@ -128,8 +128,7 @@ def check_probe(
         compared = compare_part(model, part, found.probe, stored)
         if compared.skipped:
             report.skipped[part] = compared.skipped
-        elif compared.differences and not compared.same_weights and not found.own:
-            # A document beside the file may be of another checkpoint of the folder.
+        elif compared.differences and not compared.same_weights and _may_differ(found, resolution):
             report.skipped[part] = f"{found.origin} is of other weights"
         elif compared.differences:
             report.differences[part] = compared.differences
@@ -138,6 +137,17 @@ def check_probe(
     excused = {part for name in resolution.changed for part in parts_reached(name)}
     report.expected = [part for part in report.differences if part in excused]
     return report
+
+
+def _may_differ(found: FoundProbe, resolution: Resolution) -> bool:
+    """Tell whether the settings are known to be those of the weights, whatever was probed.
+
+    A document beside the file may be shared by the checkpoints of one run, and an average is of
+    the run of its live weights. If nothing inside the file describes it, the document may as well
+    have come from another run.
+    """
+    ema = resolution.weights == "ema"
+    return not found.own and (ema or resolution.embedded is not None)
 
 
 def compare_part(
@@ -204,7 +214,15 @@ def explain(report: ProbeReport, resolution: Resolution) -> str:
         f"{path}: the {NAMES[part]} does not compute what it computed when the checkpoint was "
         f"written ({origin}: {', '.join(map(str, report.differences[part]))})."
     ]
-    if part in report.other_weights:
+    if part in report.other_weights and not report.found.own:
+        lines.append(
+            f"The weights of the {NAMES[part]} are not those that were probed, and nothing inside "
+            "the file describes it: the document beside it may be of another run, with other "
+            "settings. Put the document of this checkpoint there, or remove it and run "
+            "`panovlm add-metadata`; if it is the right one, --no-probe (probe=False) loads the "
+            "checkpoint with its settings."
+        )
+    elif part in report.other_weights:
         lines.append(
             f"The weights of the {NAMES[part]} are not those that were probed: the file was "
             "damaged, edited or rounded after it was written. Take another copy of it; "

@@ -1,5 +1,7 @@
 """Writes folders as DeepSpeed does, from what its ``zero_to_fp32.py`` expects to find.
 
+For tests and benchmarks, which have no DeepSpeed.
+
 Each process keeps in single precision what it updates. Stages 1 and 2 lay the parameters of a
 group in a row, fill it up to a multiple of twice the number of processes, and cut it; the last
 process leaves the filling away when it saves. Stage 3 fills up and cuts each parameter by itself.
