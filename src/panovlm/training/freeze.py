@@ -102,9 +102,13 @@ def counts(model: PanoramaVLM) -> list[ComponentCount]:
 
 
 def rest_frozen(model: nn.Module) -> None:
-    """Put components without trainable parameters into evaluation mode (no dropout there)."""
+    """Put components that are frozen into evaluation mode (no dropout there).
+
+    A component without weights cannot be frozen; it stays as it is.
+    """
     for module in model.children():
-        if not any(p.requires_grad for p in module.parameters()):
+        weights = list(module.parameters())
+        if weights and not any(p.requires_grad for p in weights):
             module.eval()
 
 

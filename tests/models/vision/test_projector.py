@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from panovlm.config.schema import ModelSettings
 from panovlm.errors import ConfigError
-from panovlm.models.vision.positional import panorama_positions, token_grid
+from panovlm.models.vision.grid import token_grid
+from panovlm.models.vision.positional import panorama_positions
 from panovlm.models.vision.projector import PanoramaProjector
 
 D, DM = 6, 5
