@@ -94,8 +94,8 @@ IDLE_RESAMPLER_KEYS = {
 """Keys that the original accepted in ``resampler_config`` and did not use, by architecture."""
 
 IDLE_REASONS = {
-    "enable_cross_view": "the original accepted it and let no view see another; in a new run "
-    "bimamba's cross_view does",
+    ("bimamba", "enable_cross_view"): "bimamba does not use it: the original accepted it and let "
+    "no view see another; in a new run cross_view does",
 }
 """Why, for those of which more can be said than that."""
 
@@ -157,7 +157,7 @@ def _translate_resampler(draft: Draft, otherwise: str) -> None:
     if name in NUM_LAYERS:
         draft.rename((*config, "num_layers"), (*config, NUM_LAYERS[name]))
     for key in IDLE_RESAMPLER_KEYS.get(name, ()):
-        draft.drop((*config, key), IDLE_REASONS.get(key, why))
+        draft.drop((*config, key), IDLE_REASONS.get((name, key), why))
     if name in IDLE_RESAMPLER_KEYS:
         _drop_nulls(draft, config, name)
     draft.rename((*config, "latent_dimension"), (*models, "latent_dimension"), old_wins=True)
@@ -167,7 +167,7 @@ def _translate_resampler(draft: Draft, otherwise: str) -> None:
         if field in recipe(name).settings.model_fields:
             draft.rename((*models, flat), (*config, field))
         else:
-            draft.drop((*models, flat), IDLE_REASONS.get(field, why))
+            draft.drop((*models, flat), IDLE_REASONS.get((name, field), why))
 
 
 def _drop_nulls(draft: Draft, config: Keys, name: str) -> None:
