@@ -243,7 +243,10 @@ def _norms(component: nn.Module) -> list[patterns.Array]:
         normalises = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
         if normalises and isinstance(weight, Tensor) and weight.ndim == 1:
             faint = torch.from_numpy(patterns.noise(1, weight.shape[0]) * FAINT)
-            answer = _numbers(module(faint.to(weight.device, weight.dtype)))
+            faint = faint.to(weight.device, weight.dtype)
+            # Some LayerNorms turn pictures round first; what they do to one place is the same.
+            layer_norm = isinstance(module, nn.LayerNorm)
+            answer = _numbers(nn.LayerNorm.forward(module, faint) if layer_norm else module(faint))
             sizes.append(float(np.sqrt(np.mean(answer**2))))
     return [np.sort(np.array(sizes))] if sizes else []
 

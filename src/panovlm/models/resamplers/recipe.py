@@ -63,7 +63,7 @@ class ResamplerRecipe(ABC):
     """For every field of ``settings``: whether shapes show it."""
     training_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that change training, never what a loaded model computes."""
-    divides: ClassVar[Mapping[str, str]] = {}
+    divides: ClassVar[dict[str, str]] = {}
     """Constrained field → the width that it divides: ``vision_dim``, or a field of ``settings``."""
     takes: ClassVar[tuple[Argument, ...]] = ()
     """What the network's ``forward`` takes besides the tokens: ``view``, the

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import ConvNextConfig
 from transformers.models.convnext.modeling_convnext import ConvNextLayer
@@ -27,12 +29,8 @@ class ConvResampler(nn.Module):
         config = ConvNextConfig(hidden_act="gelu", layer_scale_init_value=1e-6)
         self.norm = nn.LayerNorm(vision_dim, eps=EPS)
         self.downsample = nn.Conv2d(vision_dim, width, stride, stride)
-        self.layers = nn.Sequential(
-            *(
-                ConvNextLayer(config, width, settings.drop_path * i / max(depth - 1, 1))
-                for i in range(depth)
-            )
-        )
+        rates: list[Any] = [settings.drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.layers = nn.Sequential(*(ConvNextLayer(config, width, rate) for rate in rates))
         self.final_norm = nn.LayerNorm(width, eps=EPS)
         self.output_proj = nn.Linear(width, latent_dimension)
 
