@@ -119,7 +119,8 @@ def table(rows: list[ComponentCount], title: str) -> Table:
     drawn.add_column("parameters", justify="right")
     drawn.add_column("trained", justify="right")
     for row in rows:
-        state = f"{row.trainable:,}" if row.trainable else "frozen"
+        none = "frozen" if row.total else "no weights"
+        state = f"{row.trainable:,}" if row.trainable else none
         drawn.add_row(row.name, f"{row.total:,}", state)
     total = sum(row.total for row in rows)
     trained = sum(row.trainable for row in rows)
