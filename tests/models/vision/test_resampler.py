@@ -70,6 +70,8 @@ def test_views_that_do_not_fit_are_refused(name) -> None:
     module = ResamplerModule(settings, vision_dim=8)
     with pytest.raises(ConfigError, match=r"models\.resampler_config"):
         module.grid(ViewGrid(1, 7))
+    with pytest.raises(ConfigError, match=r"models\.resampler_config"):
+        module(torch.randn(1, 7, 8), ViewGrid(1, 7))
 
 
 class TestLoopOfViews:

@@ -68,6 +68,7 @@ class ResamplerModule(nn.Module):
         """
         if self.reads_grid:
             known = self._known(view)
+            self.grid(known)  # refuses a view that the settings do not fit
             if tokens.shape[1] != known.count:
                 raise ConfigError(
                     f"the resampler got {tokens.shape[1]} tokens per view, but {known.rows} × "
