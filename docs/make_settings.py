@@ -92,7 +92,7 @@ def page() -> str:
     parts = [HEAD]
     for name, model in BLOCKS:
         parts.append(f"## {name}\n\n{_sentence(inspect.getdoc(model) or '')}\n")
-        parts.append("\n".join(_table(model)) + "\n")
+        parts.append("\n".join(_table(model)) + "\n" if model.model_fields else "No fields.\n")
     return "\n".join(parts)
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from panovlm.checkpoint.candidates import candidates, value_of
 from panovlm.checkpoint.fields import defaults, nest
 from panovlm.checkpoint.probe.record import PARTS
-from panovlm.config.schema import Recipe
+from panovlm.config.schema import RESAMPLER_CONFIGS, Recipe
 from panovlm.models.resamplers import recipes
 
 TOWER = {
@@ -44,7 +44,7 @@ def tried(part, **changes):
 def test_every_candidate_is_a_recipe_that_differs(architecture, part):
     start = values(architecture)
     found = candidates(part, start, {})
-    assert bool(found) != ((part, architecture) == ("resampler", "mlp"))
+    assert part == "resampler" or found
     for candidate in found:
         changed = {**start}
         for name, value in candidate.changes.items():
@@ -92,10 +92,31 @@ def test_a_resampler_says_itself_what_shapes_do_not_show():
     assert tried("resampler") == [
         {"models.resampler_config.norm_first": False},
         {"models.resampler_config.directions": "sum"},
+        {"models.resampler_config.cross_view": True},
     ]
     heads = tried("resampler", architecture="qformer")
     assert {c["models.resampler_config.num_attention_heads"] for c in heads} == {16, 4, 2, 1}
-    assert tried("resampler", architecture="mlp") == []
+    of_latents = tried("resampler", architecture="perceiver")
+    tower_says, own = 64, RESAMPLER_CONFIGS["perceiver"].hidden_dim
+    assert own % 48 == 0 != tower_says % 48
+    assert {"models.resampler_config.num_attention_heads": own // 48} in of_latents
+    assert all(own % n == 0 for c in of_latents for n in c.values())
+    modes = tried("resampler", architecture="spatial_pool")
+    assert modes == [{"models.resampler_config.mode": "max"}]
+    for architecture, found in recipes().items():
+        hidden = {f for f, how in found.observability.items() if how != "observable"}
+        names = {f for c in tried("resampler", architecture=architecture) for f in c}
+        assert names == {
+            f"models.resampler_config.{field}" for field in hidden - found.training_only
+        }
+
+
+def test_a_field_is_about_training_in_every_architecture_or_in_none():
+    """The names of fields that only training looks at are one set."""
+    every = {name for found in recipes().values() for name in found.training_only}
+    for found in recipes().values():
+        assert every & found.settings.model_fields.keys() == found.training_only
+        assert all(found.observability[name] == "unobservable" for name in found.training_only)
 
 
 def test_the_rotary_base_keeps_its_scaling():

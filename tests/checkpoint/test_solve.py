@@ -25,6 +25,20 @@ BIMAMBA = {
     "resampler_type": "bimamba",
     "resampler_config": {"hidden_dim": 32, "depth": 2, "d_state": 4},
 }
+LOOP = {
+    "resampler_type": "bimamba",
+    # With one tap nothing but the state crosses from one view to the next.
+    "resampler_config": {"hidden_dim": 32, "depth": 1, "d_conv": 1, "cross_view": True},
+}
+POOL = {
+    "resampler_type": "spatial_pool",
+    "resampler_config": {"rows": 2, "columns": 3},
+    "latent_dimension": 64,
+}
+PERCEIVER = {
+    "resampler_type": "perceiver",
+    "resampler_config": {"num_latents": 6, "hidden_dim": 48, "num_attention_heads": 2},
+}
 LLAMA = {
     "language": {
         "model_type": "llama",
@@ -93,6 +107,10 @@ def outcomes(found):
             },
         ),
         ("resampler", BIMAMBA, {"models.resampler_config.norm_first": False}),
+        ("resampler", BIMAMBA, {"models.resampler_config.cross_view": True}),
+        ("resampler", LOOP, {"models.resampler_config.cross_view": False}),
+        ("resampler", POOL, {"models.resampler_config.mode": "max"}),
+        ("resampler", PERCEIVER, {"models.resampler_config.num_attention_heads": 4}),
         ("projector", {}, {"models.use_projection_positional_encoding": False}),
         ("projector", {}, {"models.overlap_ratio": 0.25, "models.stitching_mode": "concat"}),
         ("projector", {}, {"models.pe_temperature": 77.0}),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panovlm.config.load import apply_overrides, dump_yaml, load_mapping, load_settings
-from panovlm.config.schema import ModelSettings, Settings
+from panovlm.config.schema import RESAMPLER_CONFIGS, ModelSettings, Settings
 from panovlm.config.validation import validate
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers.bimamba.recipe import BiMambaSettings
@@ -211,7 +211,7 @@ def test_the_same_architecture_by_another_name_keeps_its_settings(
 def test_an_unknown_architecture_is_the_only_problem(today: Path) -> None:
     assert refusal(today, "models.resampler_type=bmamba", "models.resampler_depth=3") == [
         "command line: models.resampler_type: unknown resampler_type 'bmamba'; "
-        "known: bimamba, mlp, qformer. Did you mean 'bimamba'?"
+        f"known: {', '.join(sorted(RESAMPLER_CONFIGS))}. Did you mean 'bimamba'?"
     ]
 
 

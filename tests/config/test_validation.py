@@ -12,7 +12,7 @@ from pydantic import Field
 from panovlm.config.base import StrictModel
 from panovlm.config.fields import paths_of
 from panovlm.config.lines import Lines
-from panovlm.config.schema import ModelSettings, Settings
+from panovlm.config.schema import RESAMPLER_CONFIGS, ModelSettings, Settings
 from panovlm.config.validation import validate
 from panovlm.config.yaml_text import parse_yaml
 from panovlm.errors import ConfigError
@@ -165,7 +165,7 @@ def stage(**settings: object) -> dict[str, Any]:
         (
             {"models": {"resampler_type": "bmamba", "resampler_config": {"whatever": 1}}},
             "models.resampler_type: unknown resampler_type 'bmamba'; "
-            "known: bimamba, mlp, qformer. Did you mean 'bimamba'?",
+            f"known: {', '.join(sorted(RESAMPLER_CONFIGS))}. Did you mean 'bimamba'?",
         ),
         (
             {"models": {"resampler_type": 3, "resampler_config": {"whatever": 1}}},

@@ -92,8 +92,17 @@ def test_counts_are_those_of_the_model_that_training_builds(tmp_path: Path) -> N
         assert of_stage(found, name) == real
 
 
-def test_tokens_are_those_that_the_model_makes(tmp_path: Path) -> None:
-    settings = experiment(tmp_path)
+@pytest.mark.parametrize(
+    "models",
+    [
+        {},
+        {"resampler_config": {"hidden_dim": 16, "depth": 1, "cross_view": True}},
+        {"resampler_type": "c_abstractor", "resampler_config": {"rows": 1, "columns": 2}},
+        {"resampler_type": "perceiver", "resampler_config": {"num_latents": 5}},
+    ],
+)
+def test_tokens_are_those_that_the_model_makes(tmp_path: Path, models: dict[str, Any]) -> None:
+    settings = experiment(tmp_path, **models)
     found = plan(settings)
     model = built(settings)
     views = torch.zeros(1, found.views, 3, 32, 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from panovlm.config.schema import LoRASettings, StageConfig, Trainable
 from panovlm.errors import ConfigError
 from panovlm.models.assemble import new_model
 from panovlm.models.model import PanoramaVLM
-from panovlm.training.freeze import counts, freeze, table, trainable_parts, widen
+from panovlm.training.freeze import counts, freeze, rest_frozen, table, trainable_parts, widen
 
 NOTHING = Trainable(resampler=False)
 
@@ -140,3 +141,19 @@ def test_adapters_leave_what_lies_under_them_in_half_precision(make_settings: An
     for name, parameter in model.language_model.named_parameters():
         expected = torch.float32 if "lora_" in name else torch.bfloat16
         assert parameter.dtype == expected, name
+
+
+def test_a_resampler_without_weights_is_not_frozen(make_settings: Any) -> None:
+    """It drops tokens in training, whatever trains; frozen components are in evaluation mode."""
+    changes = ("models.resampler_type=masked_drop", "models.resampler_config={rate: 0.5}")
+    model = new_model(make_settings(Path("runs"), *changes), ["some words"]).train()
+    freeze(model, Trainable(resampler=False, projector=True))
+    rest_frozen(model)
+    assert model.resampler_module.training and model.projector.training
+    assert not model.vision_backbone.training
+    pixels = torch.zeros(1, 1, 3, 16, 16)
+    assert (model.resampled_features(pixels) == 0).all(2).sum() == 2
+    console = Console(record=True, width=80)
+    with console.capture() as capture:
+        console.print(table(counts(model), "what trains"))
+    assert re.search(r"resampler_module\W+0\W+no weights", capture.get())

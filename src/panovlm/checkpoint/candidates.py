@@ -134,14 +134,14 @@ def _heads(section: str, config: Mapping[str, Any]) -> Iterator[Candidate]:
 def _resampler(values: Mapping[str, Any]) -> Iterator[Candidate]:
     """Yield other values of what the resampler's shapes do not show."""
     architecture = resampler_recipe(str(values["models.resampler_type"]))
-    vision = values[TOWER] or {}
+    widths = {**values, f"{RESAMPLER}.vision_dim": (values[TOWER] or {}).get("hidden_size")}
     for key, how in architecture.observability.items():
         name = f"{RESAMPLER}.{key}"
         if how == "observable" or name in TRAINING_ONLY:
             continue
         listed = _choices(architecture.settings.model_fields[key].annotation)
-        if how == "constrained" and not listed and isinstance(vision.get("hidden_size"), int):
-            width = vision["hidden_size"]
+        width = widths.get(f"{RESAMPLER}.{architecture.divides.get(key)}")
+        if not listed and isinstance(width, int):
             listed = tuple(width // size for size in _divisors(width))
         yield from (Candidate({name: value}) for value in listed)
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from panovlm.config.fields import block_at
 from panovlm.config.model_recipe import RESAMPLER_CONFIGS, Recipe
 from panovlm.errors import ConfigError
+from panovlm.models.resamplers import recipes
 
 Value = TypeVar("Value")
 
@@ -32,8 +33,8 @@ TRAINING_ONLY = frozenset(
         "models.pe_dropout",
         "models.training_placeholder",
         "models.max_text_length",
-        f"{RESAMPLER}.dropout",
         "lora.dropout",
+        *(f"{RESAMPLER}.{name}" for found in recipes().values() for name in found.training_only),
     }
 )
 """Fields that change training, never what a loaded model computes."""

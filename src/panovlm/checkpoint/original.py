@@ -24,6 +24,7 @@ Fields = dict[str, Any]
 CERTAIN = frozenset(
     {
         f"{RESAMPLER}.directions",
+        f"{RESAMPLER}.cross_view",
         f"{RESAMPLER}.num_attention_heads",
         "models.global_view",
         "models.training_placeholder",

@@ -20,6 +20,7 @@ from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.fusion import fuse_vision
 from panovlm.models.language.segments import segment_mask, segment_positions
 from panovlm.models.vision.backbone import VisionBackbone
+from panovlm.models.vision.grid import Grid, ViewGrid
 from panovlm.models.vision.projector import PanoramaProjector
 from panovlm.models.vision.resampler import ResamplerModule
 from panovlm.models.vision.vicreg import VICRegProjector
@@ -105,14 +106,49 @@ class PanoramaNetwork(PreTrainedModel):
 
     def resampled_features(self, pixel_values: Tensor) -> Tensor:
         """Return the resampler's tokens ``[B·V, S', D]`` of views ``[B, V, 3, h, w]``."""
-        tokens = self.vision_features(pixel_values)
-        return self.resampler_module(tokens.to(_dtype(self.resampler_module)))
+        return self.resampled(pixel_values)[0]
+
+    def resampled(self, pixel_values: Tensor) -> tuple[Tensor, Grid | None]:
+        """Return the resampler's tokens and how a view's lie (``None``: as their number tells).
+
+        Args:
+            pixel_values: normalised views ``[B, V, 3, h, w]``.
+
+        Returns:
+            ``[B·V, S', D]``, and their rows and columns.
+
+        Raises:
+            ConfigError: the resampler's settings do not fit the views.
+        """
+        views = _as_views(pixel_values)
+        features = self.vision_features(views)
+        grid = self.view_grid((views.shape[-2], views.shape[-1]), features.shape[1])
+        tokens = self.resampler_module(
+            _in_dtype_of(self.resampler_module, features),
+            grid,
+            num_views=views.shape[1],
+            apart=self.projector.apart,
+        )
+        return tokens, self.resampler_module.grid(grid)
+
+    def view_grid(self, size: tuple[int, int], count: int) -> ViewGrid | None:
+        """Return where the tower's tokens lie, if the resampler must know it.
+
+        Args:
+            size: (height, width) of a view in pixels.
+            count: tokens S of a view.
+
+        Raises:
+            ConfigError: it must, and the tower does not tell.
+        """
+        known = self.resampler_module.reads_grid
+        return self.vision_backbone.view_grid(size, count) if known else None
 
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         """Return what the language model reads, ``[B, T, Dm]``, of views ``[B, V, 3, h, w]``."""
-        tokens = self.resampled_features(pixel_values)
+        tokens, grid = self.resampled(pixel_values)
         num_views = _as_views(pixel_values).shape[1]
-        return self.projector(tokens.to(_dtype(self.projector)), num_views)
+        return self.projector(_in_dtype_of(self.projector, tokens), num_views, grid)
 
     # ------------------------------------------------------------------ language
 
@@ -239,6 +275,12 @@ def _as_views(pixel_values: Tensor) -> Tensor:
             f"pixel_values has shape {list(pixel_values.shape)}; [B, V, 3, h, w] was expected."
         )
     return pixel_values
+
+
+def _in_dtype_of(module: nn.Module, tokens: Tensor) -> Tensor:
+    """Return tokens in the type of a component's weights, as they are where it has none."""
+    has_weights = any(p.is_floating_point() for p in module.parameters())
+    return tokens.to(_dtype(module)) if has_weights else tokens
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

@@ -18,6 +18,7 @@ from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.backbone import language_config
 from panovlm.models.language.tokenizer import load_tokenizer, prepare_tokenizer, word_tokenizer
 from panovlm.models.model import PanoramaVLM
+from panovlm.models.vision.grid import Grid
 from panovlm.panorama.views import views_of
 from panovlm.training.freeze import ComponentCount, counts, freeze, trainable_parts, widen
 from panovlm.training.preflight import adapters_of
@@ -89,11 +90,12 @@ def plan(settings: Settings, stages: Sequence[str] | None = None) -> Plan:
         model = PanoramaVLM(PanoramaVLMConfig(recipe, vision_config=tower, text_config=language))
     size = recipe.image_processing.image_size or model.vision_backbone.image_size
     image = recipe.image_processing.model_copy(update={"image_size": size})
-    views, tokens = len(views_of(image)), _tokens(model, size)
+    views = len(views_of(image))
+    tokens, grid = _tokens(model, size, views)
     return Plan(
         views=views,
         tokens_per_view=tokens,
-        vision_tokens=model.projector.num_tokens(views, tokens[1]),
+        vision_tokens=model.projector.num_tokens(views, tokens[1], grid),
         vocabulary=vocabulary,
         stages=[_stage(model, settings, name) for name in stages or settings.training.stages],
     )
@@ -169,13 +171,15 @@ def _stage(model: PanoramaVLM, settings: Settings, name: str) -> StagePlan:
     return StagePlan(name, counts(model), memory)
 
 
-def _tokens(model: PanoramaVLM, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the tokens of one view behind the tower and behind the resampler.
+def _tokens(
+    model: PanoramaVLM, size: tuple[int, int], views: int
+) -> tuple[tuple[int, int], Grid | None]:
+    """Return the tokens of one view behind the tower and behind the resampler, and their grid.
 
     Nothing is computed: on torch's meta device only shapes are worked out.
     """
     with torch.no_grad():
-        pixels = torch.empty(1, 3, *size, device="meta")
-        features = model.vision_backbone(pixels)
-        resampled = model.resampler_module(features)
-    return features.shape[1], resampled.shape[1]
+        pixels = torch.empty(1, views, 3, *size, device="meta")
+        features = model.vision_features(pixels)
+        resampled, grid = model.resampled(pixels)
+    return (features.shape[1], resampled.shape[1]), grid

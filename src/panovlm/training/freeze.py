@@ -102,9 +102,13 @@ def counts(model: PanoramaVLM) -> list[ComponentCount]:
 
 
 def rest_frozen(model: nn.Module) -> None:
-    """Put components without trainable parameters into evaluation mode (no dropout there)."""
+    """Put components that are frozen into evaluation mode (no dropout there).
+
+    A component without weights cannot be frozen; it stays as it is.
+    """
     for module in model.children():
-        if not any(p.requires_grad for p in module.parameters()):
+        weights = list(module.parameters())
+        if weights and not any(p.requires_grad for p in weights):
             module.eval()
 
 
@@ -115,7 +119,8 @@ def table(rows: list[ComponentCount], title: str) -> Table:
     drawn.add_column("parameters", justify="right")
     drawn.add_column("trained", justify="right")
     for row in rows:
-        state = f"{row.trainable:,}" if row.trainable else "frozen"
+        none = "frozen" if row.total else "no weights"
+        state = f"{row.trainable:,}" if row.trainable else none
         drawn.add_row(row.name, f"{row.total:,}", state)
     total = sum(row.total for row in rows)
     trained = sum(row.trainable for row in rows)

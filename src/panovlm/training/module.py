@@ -115,7 +115,7 @@ class StageModule(lightning.LightningModule):
 
     def _overlap_loss(self, pixel_values: Tensor, split: str) -> Tensor:
         """Return the weighted VICReg loss between neighbouring views."""
-        features = self.model.resampled_features(pixel_values)
+        features, grid = self.model.resampled(pixel_values)
         if self.model.vicreg_projector is not None:
             features = self.model.vicreg_projector(features)
         models = self.model.recipe.models
@@ -125,6 +125,7 @@ class StageModule(lightning.LightningModule):
             settings=models,
             has_class_token=self.model.vision_backbone.has_class_token,
             leading_global=self.model.leading_global,
+            grid=grid,
         )
         for name in ("invariance", "variance", "covariance"):
             value = getattr(terms, name).detach()

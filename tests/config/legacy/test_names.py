@@ -144,7 +144,11 @@ def test_flat_resampler_fields(kind: str, flat: str, field: str) -> None:
         assert translated.notes == []
     else:
         assert config == {}
-        assert translated.notes == [f"models.{flat}: left out; {kind} does not use it"]
+        (note,) = translated.notes
+        assert note.startswith(f"models.{flat}: left out; {kind} does not use it")
+        assert note.endswith("in a new run cross_view does") == (
+            (kind, field) == ("bimamba", "enable_cross_view")
+        )
 
 
 def test_an_explicit_flat_width_beats_the_preset() -> None:
@@ -210,11 +214,18 @@ def test_the_nested_latent_dimension_replaces_the_outer_one() -> None:
     ]
 
 
-def test_a_perceiver_was_never_built() -> None:
-    document = "models:\n  resampler_type: Perceiver\n"
-    mapping, lines = parse_yaml(document, "a.yaml")
-    with pytest.raises(ConfigError, match=r"^a\.yaml:2: models\.resampler_type: .*perceiver"):
-        translate(mapping, lines=lines)
+def test_the_original_s_names_for_a_perceiver() -> None:
+    """It accepted them and never built one."""
+    flat = {"resampler_heads": 2, "resampler_num_latents": 5, "resampler_use_ln": True}
+    translated = translate({"models": {"resampler_type": "Perceiver", **flat}})
+    assert translated.mapping["models"] == {
+        "resampler_type": "perceiver",
+        "resampler_config": {"num_attention_heads": 2, "num_latents": 5},
+    }
+    assert translated.notes == ["models.resampler_use_ln: left out; perceiver does not use it"]
+    others = translate({"models": {"resampler_type": "mlp", **flat}})
+    assert others.mapping["models"]["resampler_config"] == {"use_ln": True}
+    assert len(others.notes) == 2
 
 
 @pytest.mark.parametrize(

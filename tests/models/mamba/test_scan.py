@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from panovlm.models.mamba import scan
-from panovlm.models.mamba.scan import CHUNK, selective_scan
+from panovlm.models.mamba.scan import CHUNK, scan_from, selective_scan
 
 OPTIONAL = ("D", "z", "delta_bias")
 
@@ -208,3 +208,35 @@ def test_a_shape_that_would_only_broadcast_is_refused(name) -> None:
     args[name] = args[name][:1]
     with pytest.raises(ValueError, match=f"{name} "):
         call(args)
+
+
+@pytest.mark.parametrize("cut", [1, CHUNK - 1, CHUNK, CHUNK + 5])
+def test_a_scan_goes_on_where_another_one_ended(cut) -> None:
+    """Two pieces, the state handed over, are the whole, with all gradients."""
+    args = make(2, 3, 4, 2 * CHUNK + 1)
+    over_time = ("u", "delta", "B", "C", "z")
+
+    def pieces(leaves: dict[str, Tensor]) -> Tensor:
+        first = {k: v[..., :cut] if k in over_time else v for k, v in leaves.items()}
+        second = {k: v[..., cut:] if k in over_time else v for k, v in leaves.items()}
+        start, state = scan_from(None, **first, delta_softplus=True)
+        assert state.shape == (2, 3, 4)
+        rest, _ = scan_from(state, **second, delta_softplus=True)
+        return torch.cat((start, rest), -1)
+
+    expected = differentiate(loop, args, torch.float64, delta_softplus=True)
+    found = differentiate(pieces, args, torch.float64)
+    assert_near(found.output, expected.output, 1e-12)
+    for name, gradient in expected.gradients.items():
+        assert_near(found.gradients[name], gradient, 1e-12, name)
+
+
+def test_gradients_of_first_and_last_state() -> None:
+    args = make(1, 2, 2, CHUNK + 2)
+    start = torch.randn(1, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: scan_from(s, **args, delta_softplus=True), [start])
+
+
+def test_a_state_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"start has shape \[1, 4, 3\], but \[1, 3, 4\]"):
+        scan_from(torch.zeros(1, 4, 3), **make(1, 3, 4, 5))

@@ -14,13 +14,26 @@ VARIANTS = {
     "mlp": [{"hidden_dim": 7}, {"hidden_dim": 9, "depth": 2, "use_ln": False}],
     "bimamba": [{"hidden_dim": 20, "expand": 1.37, "depth": 1, "norm_first": False}],
     "qformer": [{"num_query_tokens": 3, "num_hidden_layers": 1, "num_attention_heads": 2}],
+    "perceiver": [{"num_latents": 3, "hidden_dim": 24, "depth": 1, "num_attention_heads": 2}],
+    "conv": [{"hidden_dim": 7, "depth": 1, "stride": 3, "drop_path": 0.5}],
+    "c_abstractor": [
+        {"hidden_dim": 7, "depth": 1, "rows": 2, "columns": 5, "mlp_depth": 1},
+        {"hidden_dim": 24, "depth": 2, "mlp_depth": 3},
+    ],
+    "identity": [],
+    "avg_pool": [{"window": 3}],
+    "spatial_pool": [{"rows": 1, "columns": 9, "mode": "max"}],
+    "masked_drop": [{"rate": 0.5}],
 }
+
+WEIGHTLESS = {"identity", "avg_pool", "spatial_pool", "masked_drop"}
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
 def test_the_built_in_ones(name):
     found = recipe(name)
-    check_recipe(found, *(found.settings.model_validate(given) for given in VARIANTS[name]))
+    variants = [found.settings.model_validate(given) for given in VARIANTS[name]]
+    check_recipe(found, *variants, latent_dimension=24 if name in WEIGHTLESS else 16)
 
 
 class Broken(MLPRecipe):

@@ -80,6 +80,71 @@ def qformer(dv: int, dl: int, *, num_query_tokens: int, num_hidden_layers: int) 
     return found
 
 
+def perceiver(dv: int, dl: int, *, num_latents: int, hidden_dim: int, depth: int) -> Named:
+    h = hidden_dim
+    found = {"latents": (num_latents, h), "final_norm.weight": (h,)}
+    found |= linear("input_proj", h, dv) | linear("output_proj", dl, h)
+    for i in range(depth):
+        for part in ("latents_norm", "context_norm", "mlp_norm"):
+            found[f"layers.{i}.{part}.weight"] = (h,)
+        for part in "qkvo":
+            found[f"layers.{i}.attention.{part}_proj.weight"] = (h, h)
+        for part, shape in {"gate": (4 * h, h), "up": (4 * h, h), "down": (h, 4 * h)}.items():
+            found[f"layers.{i}.mlp.{part}_proj.weight"] = shape
+    return found
+
+
+def conv(dv: int, dl: int, *, hidden_dim: int, depth: int, stride: int) -> Named:
+    h = hidden_dim
+    found = norm("norm", dv) | norm("final_norm", h) | linear("output_proj", dl, h)
+    found |= {"downsample.weight": (h, dv, stride, stride), "downsample.bias": (h,)}
+    for i in range(depth):
+        layer = f"layers.{i}"
+        found |= {f"{layer}.dwconv.weight": (h, 1, 7, 7), f"{layer}.dwconv.bias": (h,)}
+        found |= norm(f"{layer}.layernorm", h) | {f"{layer}.layer_scale_parameter": (h,)}
+        found |= linear(f"{layer}.pwconv1", 4 * h, h) | linear(f"{layer}.pwconv2", h, 4 * h)
+    return found
+
+
+def c_abstractor(
+    dv: int, dl: int, *, hidden_dim: int, depth: int, rows: int, columns: int, mlp_depth: int
+) -> Named:
+    h, found = hidden_dim, {"grid": (rows, columns)}
+    for i in range(2 * depth):
+        into = h if i else dv
+        block = f"before.{i}" if i < depth else f"after.{i - depth}"
+        inner = max(1, round(into / 4))
+        convolutions = {"conv1": (into, 1), "conv2": (1, 3), "conv3": (h, 1)}
+        for j, (part, (channels, side)) in enumerate(convolutions.items(), start=1):
+            found[f"{block}.{part}.weight"] = (h, channels, side, side)
+            found |= norm(f"{block}.norm{j}", h)
+        for part, (out, channels) in {"reduce": (inner, h), "excite": (h, inner)}.items():
+            shapes = {"weight": (out, channels, 1, 1), "bias": (out,)}
+            found |= {f"{block}.{part}.{kind}": shape for kind, shape in shapes.items()}
+        if into != h:
+            found[f"{block}.shortcut.weight"] = (h, into, 1, 1)
+            found |= norm(f"{block}.shortcut_norm", h)
+    for i in range(mlp_depth):
+        found |= linear(f"readout.{2 * i}", dl, dl if i else h)
+    return found
+
+
+def identity(dv: int, dl: int) -> Named:
+    return {"identity": (dv,)}
+
+
+def avg_pool(dv: int, dl: int, *, window: int) -> Named:
+    return {"avg_pool": (dv,), "window": (window,)}
+
+
+def spatial_pool(dv: int, dl: int, *, rows: int, columns: int) -> Named:
+    return {"spatial_pool": (dv,), "grid": (rows, columns)}
+
+
+def masked_drop(dv: int, dl: int) -> Named:
+    return {"masked_drop": (dv,)}
+
+
 def depth(random: Random) -> int:
     """Mostly a few, now and then more than a hundred."""
     return random.randint(101, 140) if random.random() < 0.01 else random.randint(1, 4)
@@ -121,11 +186,47 @@ def qformer_settings(random: Random) -> dict[str, Any]:
     return {"num_query_tokens": random.randint(1, 512), "num_hidden_layers": depth(random)}
 
 
+def side(random: Random) -> int:
+    return random.randint(1, 64)
+
+
+def perceiver_settings(random: Random) -> dict[str, Any]:
+    return {
+        "num_latents": random.randint(1, 700),
+        "hidden_dim": random.randint(1, 2048),
+        "depth": depth(random),
+    }
+
+
+def conv_settings(random: Random) -> dict[str, Any]:
+    return {
+        "hidden_dim": random.randint(1, 2048),
+        "depth": depth(random),
+        "stride": random.randint(1, 64),
+    }
+
+
+def c_abstractor_settings(random: Random) -> dict[str, Any]:
+    grid = {"rows": side(random), "columns": side(random), "mlp_depth": random.randint(1, 5)}
+    return {"hidden_dim": random.randint(1, 2048), "depth": depth(random), **grid}
+
+
 FORMULAS: dict[str, tuple[Callable[..., Named], Callable[[Random], dict[str, Any]]]] = {
     "mlp": (mlp, mlp_settings),
     "bimamba": (bimamba, bimamba_settings),
     "qformer": (qformer, qformer_settings),
+    "perceiver": (perceiver, perceiver_settings),
+    "conv": (conv, conv_settings),
+    "c_abstractor": (c_abstractor, c_abstractor_settings),
+    "identity": (identity, lambda random: {}),
+    "avg_pool": (avg_pool, lambda random: {"window": side(random)}),
+    "spatial_pool": (
+        spatial_pool,
+        lambda random: {"rows": side(random), "columns": side(random)},
+    ),
+    "masked_drop": (masked_drop, lambda random: {}),
 }
+WEIGHTLESS = {"identity", "avg_pool", "spatial_pool", "masked_drop"}
 
 
 def test_every_architecture_has_a_formula() -> None:
@@ -139,6 +240,7 @@ def test_they_come_back(name: str) -> None:
     deepest = 0
     for _ in range(CASES):
         given, dv, dl = draw(random), random.randint(1, 2048), random.randint(1, 2048)
+        dl = dv if name in WEIGHTLESS else dl
         shapes = formula(dv, dl, **given)
         claims = [n for n, r in recipes().items() if not r.missing(Shapes(shapes))]
         assert claims == [name], given
@@ -154,8 +256,8 @@ def test_they_come_back(name: str) -> None:
             else:
                 assert value == given[field], (field, given)
         assert formula(dv, dl, **{**given, **found}) == shapes
-        deepest = max(deepest, given.get("depth") or given["num_hidden_layers"])
-    assert deepest > 100
+        deepest = max(deepest, given.get("depth") or given.get("num_hidden_layers", 0))
+    assert deepest > 100 or name in WEIGHTLESS
 
 
 @pytest.mark.parametrize("name", sorted(FORMULAS))
@@ -163,14 +265,25 @@ def test_the_networks_have_these_shapes(name: str) -> None:
     """And fields that no shape shows change none of them."""
     formula, draw = FORMULAS[name]
     random, architecture = Random(name), recipe(name)
-    others = {"norm_first": False, "directions": "sum", "dropout": 0.77, "num_attention_heads": 1}
+    others = {
+        "norm_first": False,
+        "directions": "sum",
+        "cross_view": True,
+        "dropout": 0.77,
+        "drop_path": 0.77,
+        "rate": 0.77,
+        "mode": "max",
+        "num_attention_heads": 1,
+    }
     hidden = [f for f, kind in architecture.observability.items() if kind != "observable"]
     for case in range(5):
         given, dv, dl = draw(random), random.randint(1, 512), random.randint(1, 512)
+        dl = dv if name in WEIGHTLESS else dl
         size = "num_hidden_layers" if name == "qformer" else "depth"
-        given[size] = 101 if case == 0 else min(given[size], 4)
+        if size in given:
+            given[size] = 101 if case == 0 else min(given[size], 4)
         changed = {field: others[field] for field in hidden if case % 2}
-        heads = {"num_attention_heads": 1} if name == "qformer" else {}
+        heads = {"num_attention_heads": 1} if "num_attention_heads" in hidden else {}
         settings = architecture.settings(**{**given, **heads, **changed})
         with torch.device("meta"):
             module = architecture.build(settings, vision_dim=dv, latent_dimension=dl)

@@ -19,6 +19,7 @@ PREFIX = "resampler_module.resampler."
 
 small = st.integers(1, 3)
 widths = st.integers(1, 40)
+sides = st.integers(1, 64)
 rates = st.floats(0, 0.9)
 
 VARIANTS: dict[str, st.SearchStrategy[dict[str, object]]] = {
@@ -34,6 +35,7 @@ VARIANTS: dict[str, st.SearchStrategy[dict[str, object]]] = {
             "d_conv": st.integers(1, 5),
             "norm_first": st.booleans(),
             "directions": st.sampled_from(["mean", "sum"]),
+            "cross_view": st.booleans(),
             "dropout": rates,
         }
     ),
@@ -45,8 +47,46 @@ VARIANTS: dict[str, st.SearchStrategy[dict[str, object]]] = {
             "dropout": rates,
         }
     ),
+    "perceiver": st.fixed_dictionaries(
+        {
+            "num_latents": st.integers(1, 600),
+            "hidden_dim": widths.map(lambda half: 2 * half),
+            "depth": small,
+            "num_attention_heads": st.just(1),
+            "dropout": rates,
+        }
+    ),
+    "conv": st.fixed_dictionaries(
+        {"hidden_dim": widths, "depth": small, "stride": st.integers(1, 9), "drop_path": rates}
+    ),
+    "c_abstractor": st.fixed_dictionaries(
+        {
+            "hidden_dim": widths,
+            "depth": small,
+            "rows": sides,
+            "columns": sides,
+            "mlp_depth": small,
+        }
+    ),
+    "identity": st.just({}),
+    "avg_pool": st.fixed_dictionaries({"window": sides}),
+    "spatial_pool": st.fixed_dictionaries(
+        {"rows": sides, "columns": sides, "mode": st.sampled_from(["average", "max"])}
+    ),
+    "masked_drop": st.fixed_dictionaries({"rate": rates}),
 }
-CHANGED = {"norm_first": False, "directions": "sum", "dropout": 0.77, "num_attention_heads": 2}
+WEIGHTLESS = {"identity", "avg_pool", "spatial_pool", "masked_drop"}
+"""They leave the width of tokens as it is."""
+CHANGED = {
+    "norm_first": False,
+    "directions": "sum",
+    "cross_view": True,
+    "dropout": 0.77,
+    "drop_path": 0.77,
+    "rate": 0.77,
+    "mode": "max",
+    "num_attention_heads": 2,
+}
 """Another value of every field that shapes do not show."""
 
 
@@ -55,7 +95,8 @@ def models(draw: st.DrawFn, name: str | None = None) -> tuple[str, ResamplerSett
     """An architecture, settings of it, Dv and D."""
     name = name or draw(st.sampled_from(sorted(VARIANTS)))
     chosen = recipe(name).settings.model_validate(draw(VARIANTS[name]))
-    return name, chosen, 2 * draw(widths), draw(widths)
+    vision_dim = 2 * draw(widths)
+    return name, chosen, vision_dim, vision_dim if name in WEIGHTLESS else draw(widths)
 
 
 @cache
@@ -75,7 +116,8 @@ def rebuilt(architecture: ResamplerRecipe, shapes: dict) -> dict:
     seen = architecture.infer(Shapes(shapes, PREFIX))
     observed = {key: seen[key].value for key in seen if key in architecture.settings.model_fields}
     widths = seen["vision_dim"].value, seen["latent_dimension"].value
-    heads = {"num_attention_heads": 1} if architecture.name == "qformer" else {}
+    hidden = architecture.settings.model_fields
+    heads = {"num_attention_heads": 1} if "num_attention_heads" in hidden else {}
     return built(architecture.name, architecture.settings(**observed, **heads), *widths)
 
 
@@ -138,7 +180,8 @@ def test_a_changed_shape_is_refused_by_name_or_describes_another_model(model, da
         # The other tensor of the same layer may be the one that does not fit any more.
         assert tensor.rpartition(".")[0] in str(error)
         return
-    if "num_query_tokens" in found and found["num_query_tokens"].value > 512:
+    limits = {"num_query_tokens": 512, "window": 64, "rows": 64, "columns": 64, "stride": 64}
+    if any(found[name].value > most for name, most in limits.items() if name in found):
         return  # refused when the settings are made
     assert rebuilt(architecture, shapes) == shapes
 

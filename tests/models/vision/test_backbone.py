@@ -17,6 +17,7 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Siglip2Config,
@@ -32,6 +33,7 @@ from transformers import (
 
 from panovlm.errors import CheckpointError, ConfigError
 from panovlm.models.vision.backbone import VisionBackbone
+from panovlm.models.vision.grid import ViewGrid
 from panovlm.models.vision.pretrained import load_tower, tower_config, tower_processor
 
 VIT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -436,3 +438,37 @@ def test_processor_that_is_no_json(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"preprocessor_config\.json is no valid JSON"):
         tower_processor(str(tmp_path))
+
+
+# ---------------------------------------------------------------------- where tokens lie
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "expected"),
+    [
+        (siglip(), (8, 8), ViewGrid(2, 2)),
+        (clip(), (8, 8), ViewGrid(2, 2, extra=1)),
+        (naflex(), (4, 16), ViewGrid(1, 4)),
+        (Dinov2Config(**DINO), (8, 12), ViewGrid(2, 3, extra=1)),
+        (
+            Dinov2WithRegistersConfig(**DINO, num_register_tokens=4),
+            (12, 8),
+            ViewGrid(3, 2, extra=5),
+        ),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_the_grid_of_a_view(config, size, expected):
+    tower = backbone(config)
+    with torch.no_grad():
+        count = tower(pixels(size)).shape[1]
+    assert tower.view_grid(size, count) == expected and expected.count == count
+
+
+def test_a_grid_that_nobody_knows():
+    tower = backbone(siglip())
+    with pytest.raises(ConfigError, match="made 3 tokens of a view of 8×8 pixels"):
+        tower.view_grid((8, 8), 3)
+    tower._fields["patch_size"] = None
+    with pytest.raises(ConfigError, match="gives no patch_size"):
+        tower.view_grid((8, 8), 4)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panovlm.models.vision.positional import cached_positions, panorama_positions, token_grid
+from panovlm.models.vision.grid import token_grid
+from panovlm.models.vision.positional import cached_positions, panorama_positions
 
 
 def slow_grid(count: int) -> tuple[int, int]:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from panovlm.config.schema import ModelSettings
 from panovlm.errors import ConfigError
-from panovlm.models.vision.positional import panorama_positions, token_grid
+from panovlm.models.vision.grid import token_grid
+from panovlm.models.vision.positional import panorama_positions
 from panovlm.models.vision.projector import PanoramaProjector
 
 D, DM = 6, 5
@@ -124,3 +125,20 @@ def test_weights_in_bfloat16_stay_so():
 def test_views_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(ConfigError, match=r"7 views.*3 views each"):
         projector()(torch.zeros(7, 4, D), 3)
+
+
+@pytest.mark.parametrize("mode", ["drop_overlap", "concat", "resample"])
+def test_the_grid_that_the_resampler_tells(mode):
+    """Eight tokens in two rows, or in one: other positions, another strip."""
+    model, x = projector(stitching_mode=mode), tokens(1, 3, 8)
+    wide, square = model(x, 3, (1, 8)), model(x, 3)
+    assert torch.equal(square, model(x, 3, (2, 4)))
+    assert wide.shape[1] == model.num_tokens(3, 8, (1, 8)) == (24 if mode == "concat" else 16)
+    table = panorama_positions(
+        num_views=3, grid=(1, 8), width=D, overlap=0.5, temperature=1e4,
+        continuity=True, spatial="sinusoidal",
+    )  # fmt: skip
+    placed = model.linear(x + torch.from_numpy(table).float())
+    torch.testing.assert_close(wide[0, :4], placed[0, :4])  # what no other view shows
+    with pytest.raises(ConfigError, match="but the resampler announced 3 × 3"):
+        model(x, 3, (3, 3))

@@ -80,7 +80,12 @@ def features(batch: int, views: int, count: int, width: int, scale: float = 0.7)
 
 
 def run(
-    x: np.ndarray | torch.Tensor, *, cls: bool = False, leading: bool = False, **changes: object
+    x: np.ndarray | torch.Tensor,
+    *,
+    cls: bool = False,
+    leading: bool = False,
+    grid: tuple[int, int] | None = None,
+    **changes: object,
 ):
     tensor = torch.as_tensor(x)
     return vicreg_overlap_loss(
@@ -89,6 +94,7 @@ def run(
         settings=ModelSettings(**changes),
         has_class_token=cls,
         leading_global=leading,
+        grid=grid,
     )
 
 
@@ -246,3 +252,18 @@ def test_views_that_do_not_divide_the_batch_are_refused():
             has_class_token=False,
             leading_global=False,
         )
+
+
+def test_the_grid_that_the_resampler_tells():
+    """Eight tokens in one row of eight columns, which by their number would be no grid."""
+    x = features(2, 3, 8, 5)
+    found = run(x, grid=(1, 8), overlap_ratio=0.25)
+    right, left = x[:, :, 6:], np.roll(x, -1, axis=1)[:, :, :2]
+    assert found.invariance.item() == pytest.approx(np.mean((right - left) ** 2), rel=1e-5)
+    with pytest.raises(ConfigError, match="cannot lay 8 tokens"):
+        run(x)
+    nine = features(1, 2, 9, 5)
+    rows = run(nine, grid=(9, 1), cls=True)  # no token is left out: the grid has none in front
+    assert rows.invariance.item() == pytest.approx(
+        np.mean((nine - np.roll(nine, -1, axis=1)) ** 2), rel=1e-5
+    )

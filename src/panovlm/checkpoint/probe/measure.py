@@ -36,6 +36,8 @@ FAINT = 1e-3
 """Size of what norms are probed with: its variance is about the eps of usual norms."""
 SAMPLES = 4
 """Values kept of every weight."""
+LOOP = 3
+"""Views of a resampler in which views see each other."""
 
 COMPONENTS: Mapping[Part, str] = {
     "tower": "vision_backbone",
@@ -73,7 +75,7 @@ def take_probe(model: PanoramaVLM, *, assumed: Sequence[str] = ()) -> Probe | No
         pixels = model.vision_backbone.image_size
     with undisturbed(model):
         tower = _tower(model, pixels)
-        resampler = _resampler(model, tower.shape[1])
+        resampler = _resampler(model, pixels, tower.shape[1])
         inputs = Inputs(
             pixels=pixels,
             tokens=tower.shape[1],
@@ -106,7 +108,7 @@ def measure_part(model: PanoramaVLM, part: Part, inputs: Inputs) -> Measured:
             case "tower":
                 output = _tower(model, inputs.pixels)
             case "resampler":
-                output = _resampler(model, inputs.tokens)
+                output = _resampler(model, inputs.pixels, inputs.tokens)
             case "projector":
                 output = _projector(model, inputs)
             case _:
@@ -176,15 +178,25 @@ def _tower(model: PanoramaVLM, pixels: tuple[int, int]) -> Tensor:
     return model.vision_features(view[None].to(model.device))
 
 
-def _resampler(model: PanoramaVLM, tokens: int) -> Tensor:
-    """Return the resampler's tokens ``[1, S', D]`` of one view."""
-    return _apply(model.resampler_module, 1, tokens, model.vision_backbone.hidden_size)
+def _resampler(model: PanoramaVLM, pixels: tuple[int, int], tokens: int) -> Tensor:
+    """Return the resampler's tokens ``[1, S', D]`` of one view, or those of a loop of views."""
+    views = LOOP if model.resampler_module.crosses_views else 1
+    view = model.view_grid(pixels, tokens)
+    width = model.vision_backbone.hidden_size
+    return model.resampler_module(
+        _noise(model.resampler_module, views, tokens, width, device=model.device),
+        view,
+        num_views=views,
+    )
 
 
 def _projector(model: PanoramaVLM, inputs: Inputs) -> Tensor:
     """Return the vision tokens ``[1, T, Dm]`` of all views."""
     width = model.recipe.models.latent_dimension
-    return _apply(model.projector, inputs.views, inputs.resampled, width, num_views=inputs.views)
+    grid = model.resampler_module.grid(model.view_grid(inputs.pixels, inputs.tokens))
+    shape = inputs.views, inputs.resampled, width
+    tokens = _noise(model.projector, *shape, device=model.device)
+    return model.projector(tokens, inputs.views, grid)
 
 
 def _language(model: PanoramaVLM, inputs: Inputs) -> Tensor:
@@ -195,11 +207,10 @@ def _language(model: PanoramaVLM, inputs: Inputs) -> Tensor:
     return model(vision_tokens=vision, input_ids=ids, use_cache=False).logits[0, -1]
 
 
-def _apply(module: nn.Module, *shape: int, **arguments: int) -> Tensor:
-    """Run a module on fixed tokens of a shape."""
-    weight = next(p for p in module.parameters() if p.is_floating_point())
-    tokens = torch.from_numpy(patterns.noise(*shape)).to(weight.device, weight.dtype)
-    return module(tokens, **arguments)
+def _noise(module: nn.Module, *shape: int, device: torch.device) -> Tensor:
+    """Return fixed tokens of a shape, of the type that a module's weights have."""
+    weights = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return torch.from_numpy(patterns.noise(*shape)).to(device, next(weights, torch.float32))
 
 
 def _measured(model: PanoramaVLM, part: Part, output: Tensor) -> Measured:
@@ -232,14 +243,19 @@ def _norms(component: nn.Module) -> list[patterns.Array]:
         normalises = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
         if normalises and isinstance(weight, Tensor) and weight.ndim == 1:
             faint = torch.from_numpy(patterns.noise(1, weight.shape[0]) * FAINT)
-            answer = _numbers(module(faint.to(weight.device, weight.dtype)))
+            faint = faint.to(weight.device, weight.dtype)
+            # Some LayerNorms turn pictures round first; what they do to one place is the same.
+            layer_norm = isinstance(module, nn.LayerNorm)
+            answer = _numbers(nn.LayerNorm.forward(module, faint) if layer_norm else module(faint))
             sizes.append(float(np.sqrt(np.mean(answer**2))))
     return [np.sort(np.array(sizes))] if sizes else []
 
 
 def _activations(component: nn.Module) -> list[patterns.Array]:
     """Return the mean answer of the activation functions to the numbers from -4 to 4."""
-    weight = next(component.parameters())
+    weight = next(component.parameters(), None)
+    if weight is None:
+        return []
     ramp = torch.linspace(-4, 4, 65).to(weight.device, weight.dtype)
     answers = [_numbers(module(ramp)) for module in component.modules() if _is_pointwise(module)]
     return [np.mean(np.stack(answers), axis=0)] if answers else []
@@ -264,13 +280,14 @@ def _frequencies(component: nn.Module) -> list[patterns.Array]:
 def _samples(component: nn.Module) -> patterns.Array:
     """Return a few values of every weight, by name; a tied one counts under each of its names."""
     state = sorted(component.state_dict().items())
-    floating = [tensor for _, tensor in state if tensor.is_floating_point()]
-    return _numbers(torch.cat([samples(tensor).float() for tensor in floating]))
+    floating = [samples(tensor).float() for _, tensor in state if tensor.is_floating_point()]
+    return _numbers(torch.cat(floating)) if floating else np.zeros(0)
 
 
 def _precision(component: nn.Module) -> str:
+    """Return the coarsest type of a component's weights, that of its input where it has none."""
     names = {str(p.dtype) for p in component.parameters() if p.is_floating_point()}
-    return coarsest(name.removeprefix("torch.") for name in names)
+    return coarsest(name.removeprefix("torch.") for name in names or {"torch.float32"})
 
 
 def _numbers(values: Tensor) -> patterns.Array:

@@ -74,6 +74,14 @@ FLAT_RESAMPLER = {
 }
 """Field of the original's models block → field of ``resampler_config``."""
 
+FLAT_OF = {
+    "perceiver": {
+        "resampler_heads": "num_attention_heads",
+        "resampler_num_latents": "num_latents",
+    }
+}
+"""The same, of one architecture; the others did not use these."""
+
 NUM_LAYERS = {"bimamba": "depth", "qformer": "num_hidden_layers"}
 """What ``num_layers`` in ``resampler_config`` meant, by architecture."""
 
@@ -81,8 +89,15 @@ IDLE_RESAMPLER_KEYS = {
     "mlp": ("dropout", "num_views"),
     "bimamba": ("use_ln", "num_views", "enable_cross_view"),
     "qformer": ("hidden_dim", "depth", "use_ln", "num_views"),
+    "perceiver": ("use_ln", "num_views", "enable_cross_view"),
 }
 """Keys that the original accepted in ``resampler_config`` and did not use, by architecture."""
+
+IDLE_REASONS = {
+    ("bimamba", "enable_cross_view"): "bimamba does not use it: the original accepted it and let "
+    "no view see another; in a new run cross_view does",
+}
+"""Why, for those of which more can be said than that."""
 
 STAGE_LORA = {
     "enabled": "use_lora",
@@ -111,8 +126,7 @@ def translate(
         resampler_type: architecture where ``raw`` itself names none.
 
     Raises:
-        ConfigError: it asks for something that never worked (the perceiver), or names one stage
-            twice.
+        ConfigError: it names one stage twice.
     """
     draft = Draft(raw, lines)
     _translate_resampler(draft, resampler_type)
@@ -131,11 +145,6 @@ def _translate_resampler(draft: Draft, otherwise: str) -> None:
     if not draft.block(models):
         return
     written = draft.get((*models, "resampler_type"))
-    if isinstance(written, str) and written.lower() == "perceiver":
-        raise ConfigError(
-            f"{draft.lines.describe((*models, 'resampler_type'))}: the original system accepted "
-            "perceiver and never built one; choose mlp, bimamba or qformer."
-        )
     name = canonical_type(otherwise if written is None else written)
     if name is None:
         # The schema refuses the type; without it nobody can judge these keys.
@@ -148,15 +157,17 @@ def _translate_resampler(draft: Draft, otherwise: str) -> None:
     if name in NUM_LAYERS:
         draft.rename((*config, "num_layers"), (*config, NUM_LAYERS[name]))
     for key in IDLE_RESAMPLER_KEYS.get(name, ()):
-        draft.drop((*config, key), why)
+        draft.drop((*config, key), IDLE_REASONS.get((name, key), why))
     if name in IDLE_RESAMPLER_KEYS:
         _drop_nulls(draft, config, name)
     draft.rename((*config, "latent_dimension"), (*models, "latent_dimension"), old_wins=True)
+    for flat, field in FLAT_OF.get(name, {}).items():
+        draft.rename((*models, flat), (*config, field))
     for flat, field in FLAT_RESAMPLER.items():
         if field in recipe(name).settings.model_fields:
             draft.rename((*models, flat), (*config, field))
         else:
-            draft.drop((*models, flat), why)
+            draft.drop((*models, flat), IDLE_REASONS.get((name, field), why))
 
 
 def _drop_nulls(draft: Draft, config: Keys, name: str) -> None:

@@ -43,10 +43,36 @@ def selective_scan(
 ) -> Tensor:
     """Scan sequences with the arguments and the meaning of mamba-ssm's ``selective_scan_fn``.
 
+    Every sequence begins with a state of zero. See :func:`scan_from` for the arguments.
+
+    Returns:
+        ``[b, d, l]`` in the dtype of ``u``.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+    return scan_from(None, u, delta, A, B, C, D, z, delta_bias, delta_softplus)[0]
+
+
+def scan_from(
+    start: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Scan sequences that begin with a given state.
+
     Computes in float32, under autocast too (in float64 if an argument is float64). Every tensor
     argument gets its gradient; there are no second derivatives.
 
     Args:
+        start: state before the first time step, ``[b, d, n]``; ``None``: zero.
         u: signal ``[b, d, l]``.
         delta: step sizes ``[b, d, l]``, before bias and softplus.
         A: diagonal state matrix ``[d, n]``; negative for a state that decays.
@@ -58,13 +84,14 @@ def selective_scan(
         delta_softplus: put ``delta`` and its bias through a softplus.
 
     Returns:
-        ``[b, d, l]`` in the dtype of ``u``.
+        ``[b, d, l]`` in the dtype of ``u``, and the state after the last time step, ``[b, d, n]``
+        in the dtype of the scan.
 
     Raises:
         ValueError: the shapes do not fit together.
     """
-    _check_shapes(u, A, delta=delta, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
-    given = (t for t in (u, delta, A, B, C, D, z, delta_bias) if t is not None)
+    _check_shapes(u, A, start=start, delta=delta, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    given = (t for t in (start, u, delta, A, B, C, D, z, delta_bias) if t is not None)
     dtype = reduce(torch.promote_types, (t.dtype for t in given), torch.float32)
 
     def time_first(t: Tensor) -> Tensor:
@@ -76,12 +103,18 @@ def selective_scan(
             step = step + delta_bias.to(dtype)
         if delta_softplus:
             step = nn.functional.softplus(step)
-        y = _scan(step, step * signal, A.to(dtype).t().contiguous(), time_first(B), time_first(C))
+        decays = A.to(dtype).t().contiguous()
+        if start is None:
+            before = signal.new_zeros(u.shape[0], *decays.shape)
+        else:
+            before = start.to(dtype).transpose(1, 2).contiguous()
+        inputs = (step, step * signal, decays, time_first(B), time_first(C), before)
+        y, after = _scan(*inputs)
         if D is not None:
             y = y + signal * D.to(dtype)
         if z is not None:
             y = y * nn.functional.silu(time_first(z))
-    return y.permute(1, 2, 0).to(u.dtype)
+    return y.permute(1, 2, 0).to(u.dtype), after.transpose(1, 2)
 
 
 def _check_shapes(u: Tensor, A: Tensor, **others: Tensor | None) -> None:
@@ -92,6 +125,7 @@ def _check_shapes(u: Tensor, A: Tensor, **others: Tensor | None) -> None:
         )
     (batch, width, length), n = u.shape, A.shape[1]
     expected = {
+        "start": (batch, width, n),
         "delta": (batch, width, length),
         "B": (batch, n, length),
         "C": (batch, n, length),
@@ -119,8 +153,11 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
 # The width is the longest axis, and element-wise kernels are quick along a long last axis.
 
 
-def _scan(delta: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    inputs = (delta, x, A, B, C)
+def _scan(
+    delta: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, before: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return ``y`` and the last state, from the state ``before`` the first time step."""
+    inputs = (delta, x, A, B, C, before)
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
         return _Scan.apply(*inputs)
     return _forward(*inputs, starts=None)
@@ -130,29 +167,40 @@ class _Scan(torch.autograd.Function):
     """The recurrence as one step of the autograd graph."""
 
     @staticmethod
-    def forward(ctx: Any, delta: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, delta: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, before: Tensor
+    ) -> tuple[Tensor, Tensor]:
         length, batch, width = x.shape
         starts = x.new_empty(-(-length // CHUNK), batch, A.shape[0], width)
-        y = _forward(delta, x, A, B, C, starts)
+        y, after = _forward(delta, x, A, B, C, before, starts)
         ctx.save_for_backward(delta, x, A, B, C, starts)
-        return y
+        return y, after
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        (dy,) = grad_outputs
+        dy, d_after = grad_outputs
         with _without_autocast(dy.device):
-            return _backward(ctx.saved_tensors, dy.contiguous())
+            return _backward(ctx.saved_tensors, dy.contiguous(), d_after)
 
 
 def _forward(
-    delta: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor | None
-) -> Tensor:
-    """Return ``y``; write the state before each chunk to ``starts`` [chunks, b, n, d]."""
-    y = torch.empty_like(x)
+    delta: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    before: Tensor,
+    starts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return ``y`` and the last state [b, n, d], from the state ``before`` the first time step.
+
+    The state before each chunk is written to ``starts`` [chunks, b, n, d].
+    """
+    y, after = torch.empty_like(x), torch.empty_like(before)
     for rows, columns in _blocks(x, A):
         a = A[:, columns]
         decay, states = _buffers(x[:, rows, columns], a)
-        states[0].zero_()
+        states[0] = before[rows, :, columns]
         for i, times in enumerate(_chunks(len(x))):
             n = times.stop - times.start
             here = (times, rows, columns)
@@ -161,24 +209,27 @@ def _forward(
             _advance(delta[here], x[here], a, B[times, rows], decay[:n], states[: n + 1])
             y[here] = _contract(C[times, rows], states[1 : n + 1])
             states[0] = states[n]
-    return y
+        after[rows, :, columns] = states[0]
+    return y, after
 
 
 @once_differentiable
-def _backward(saved: tuple[Tensor, ...], dy: Tensor) -> tuple[Tensor, ...]:
-    """Return the gradients of ``delta``, ``x``, ``A``, ``B`` and ``C``.
+def _backward(saved: tuple[Tensor, ...], dy: Tensor, d_after: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of ``delta``, ``x``, ``A``, ``B``, ``C`` and the first state.
 
-    With g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1}, the gradient of h_t, they are sums over
-    g_t h_{t-1} exp(delta_t A) (for delta and A), g_t B_t (x), g_t x_t (B) and h_t dy_t (C).
+    With g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1}, the gradient of h_t (that of the last state
+    joins the last), they are sums over g_t h_{t-1} exp(delta_t A) (for delta and A), g_t B_t (x),
+    g_t x_t (B) and h_t dy_t (C); that of the first state is exp(delta_1 A) g_1.
     """
     delta, x, A, B, C, starts = saved
     d_delta, dx = torch.empty_like(delta), torch.empty_like(x)
     dA, dB, dC = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
+    d_before = torch.empty_like(starts[0])
     for rows, columns in _blocks(x, A):
         a = A[:, columns]
         decay, states = _buffers(x[:, rows, columns], a)
         grads = torch.empty_like(decay)
-        carry = torch.zeros_like(states[0])
+        carry = d_after[rows, :, columns].clone()
         for i, times in reversed(list(enumerate(_chunks(len(x))))):
             n = times.stop - times.start
             here, at = (times, rows, columns), (times, rows)
@@ -199,7 +250,8 @@ def _backward(saved: tuple[Tensor, ...], dy: Tensor) -> tuple[Tensor, ...]:
             e.mul_(h[:-1]).mul_(g)  # the gradient of delta_t A, entry by entry
             d_delta[here] = torch.mul(e, a, out=g).sum(2)
             dA[:, columns] += e.mul_(delta[here].unsqueeze(2)).sum((0, 1))
-    return d_delta, dx, dA, dB, dC
+        d_before[rows, :, columns] = carry
+    return d_delta, dx, dA, dB, dC, d_before
 
 
 def _advance(delta: Tensor, x: Tensor, A: Tensor, B: Tensor, decay: Tensor, states: Tensor) -> None:

@@ -11,10 +11,17 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from panovlm.errors import ConfigError
+from panovlm.models.resamplers.avg_pool.recipe import AvgPoolRecipe
 from panovlm.models.resamplers.bimamba.recipe import BiMambaRecipe
+from panovlm.models.resamplers.c_abstractor.recipe import CAbstractorRecipe
+from panovlm.models.resamplers.conv.recipe import ConvRecipe
+from panovlm.models.resamplers.identity.recipe import IdentityRecipe
+from panovlm.models.resamplers.masked_drop.recipe import MaskedDropRecipe
 from panovlm.models.resamplers.mlp.recipe import MLPRecipe
+from panovlm.models.resamplers.perceiver.recipe import PerceiverRecipe
 from panovlm.models.resamplers.qformer.recipe import QFormerRecipe
 from panovlm.models.resamplers.recipe import ResamplerRecipe, ResamplerSettings
+from panovlm.models.resamplers.spatial_pool.recipe import SpatialPoolRecipe
 
 __all__ = ["ResamplerRecipe", "ResamplerSettings", "recipe", "recipes"]
 
@@ -22,6 +29,13 @@ BUILT_IN: tuple[type[ResamplerRecipe], ...] = (
     MLPRecipe,
     BiMambaRecipe,
     QFormerRecipe,
+    PerceiverRecipe,
+    ConvRecipe,
+    CAbstractorRecipe,
+    IdentityRecipe,
+    AvgPoolRecipe,
+    SpatialPoolRecipe,
+    MaskedDropRecipe,
 )
 
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from panovlm.checkpoint.shapes import Observations, Shapes
 from panovlm.config.base import StrictModel
+from panovlm.models.vision.grid import Grid, ViewGrid
 
 if TYPE_CHECKING:
     from torch import nn
 
 Observability = Literal["observable", "constrained", "unobservable"]
+Argument = Literal["view", "num_views"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,34 @@ class ResamplerRecipe(ABC):
     """Names that no checkpoint of this architecture holds."""
     observability: ClassVar[dict[str, Observability]]
     """For every field of ``settings``: whether shapes show it."""
+    training_only: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change training, never what a loaded model computes."""
+    divides: ClassVar[dict[str, str]] = {}
+    """Constrained field → the width that it divides: ``vision_dim``, or a field of ``settings``."""
+    takes: ClassVar[tuple[Argument, ...]] = ()
+    """What the network's ``forward`` takes besides the tokens: ``view``, the
+    :class:`~panovlm.models.vision.grid.ViewGrid` of each view's tokens, and ``num_views``, how many
+    views that follow each other round a closed loop make one sample."""
+
+    def grid(self, settings: ResamplerSettings, view: ViewGrid) -> Grid | None:
+        """Return the rows and columns of the tokens that leave the resampler.
+
+        Positions, stitching, the overlap loss and the token budget follow it. ``None``: they are
+        laid out as their number tells, a square if possible. Only architectures that take
+        ``view`` are asked.
+
+        Args:
+            settings: settings of this architecture.
+            view: the tokens of one view that enter.
+
+        Raises:
+            ConfigError: the settings do not fit that view.
+        """
+        return None
+
+    def crosses_views(self, settings: ResamplerSettings) -> bool:
+        """Tell whether the tokens of a view depend on the other views of its sample."""
+        return False
 
     def missing(self, shapes: Shapes) -> list[str]:
         """Return why ``shapes`` is not of this architecture (empty: it is)."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from panovlm.errors import ConfigError
+from panovlm.models.vision.grid import ViewGrid
 from panovlm.models.vision.pretrained import no_model, vision_config, vision_part
 
 WIDTH_FIELDS = ("hidden_size", "vision_hidden_size", "hidden_dim", "embed_dim", "projection_dim")
@@ -91,6 +92,33 @@ class VisionBackbone(nn.Module):
         """Whether the first of the S tokens is a class token instead of a patch."""
         names = (name.rpartition(".")[2] for name, _ in self.encoder.named_parameters())
         return any(name in CLASS_TOKENS for name in names)
+
+    def view_grid(self, size: tuple[int, int], count: int) -> ViewGrid:
+        """Return where the tokens of a view lie.
+
+        Args:
+            size: (height, width) of the view in pixels.
+            count: tokens S that the tower makes of it; those that are no patches come first.
+
+        Raises:
+            ConfigError: the tower has no patches, or fewer tokens than patches.
+        """
+        if self._fields.get("patch_size") is None:
+            raise ConfigError(
+                f"the configuration of vision tower {self.config.model_type!r} gives no "
+                "patch_size, so that nobody knows where its tokens lie; choose a resampler that "
+                "does not need it, such as mlp, bimamba, qformer or perceiver."
+            )
+        rows, columns = _grid(size, self._patch)
+        extra = count - rows * columns
+        if not rows * columns or extra < 0:
+            raise ConfigError(
+                f"the vision tower ({self.config.model_type}) made {count} tokens of a view of "
+                f"{size[0]}×{size[1]} pixels, which has {rows} × {columns} patches; choose a "
+                "resampler that does not need their places, such as mlp, bimamba, qformer or "
+                "perceiver."
+            )
+        return ViewGrid(rows, columns, extra)
 
     @property
     def _reads_patches(self) -> bool:

@@ -9,7 +9,6 @@ sinusoidal one of Vaswani et al. 2017 (section 3.5), all sines first, then all c
 from __future__ import annotations
 
 from functools import lru_cache
-from math import isqrt
 from typing import Literal
 
 import numpy as np
@@ -20,16 +19,6 @@ from torch import Tensor
 Spatial = Literal["sinusoidal", "none"]
 MAX_OVERLAP = 0.999
 """Larger overlaps would put all views on one spot."""
-
-
-def token_grid(count: int) -> tuple[int, int]:
-    """Return (rows, columns) of a view's ``count`` tokens.
-
-    A square if possible, else as many rows as the largest divisor up to the square root; a prime
-    count is one row. A class token counts like any other: 50 tokens are 5 × 10.
-    """
-    rows = next(n for n in range(isqrt(count), 0, -1) if count % n == 0)
-    return rows, count // rows
 
 
 def sinusoids(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from panovlm.config.schema import ModelSettings
 from panovlm.errors import ConfigError
+from panovlm.models.vision.grid import Grid
 
 STD_EPSILON = 1e-4
 """Added to a variance before its root, whose slope is infinite at zero."""
@@ -75,6 +76,7 @@ def vicreg_overlap_loss(
     settings: ModelSettings,
     has_class_token: bool,
     leading_global: bool,
+    grid: Grid | None = None,
 ) -> VICRegTerms:
     """Compare the right columns of every view with the left columns of the next one.
 
@@ -90,6 +92,8 @@ def vicreg_overlap_loss(
         has_class_token: whether the tower's sequence begins with a class token.
         leading_global: whether the first view shows the whole panorama; with ``global_view``
             ``"apart"`` it takes no part.
+        grid: rows and columns of a view's tokens, as the resampler tells them; ``None``: as
+            :func:`patch_grid` lays them out.
 
     Returns:
         The terms, unweighted, and the weighted total. All are zero, with gradients of zero, when
@@ -110,13 +114,17 @@ def vicreg_overlap_loss(
         zero = features.flatten()[:0].float().sum()
         return VICRegTerms(zero, zero, zero, zero)
     with torch.autocast(features.device.type, enabled=False):
-        right, left = _sides(views.float(), settings.overlap_ratio, has_class_token)
+        placed = (0, *grid) if grid else patch_grid(views.shape[2], has_class_token=has_class_token)
+        right, left = _sides(views.float(), settings.overlap_ratio, placed)
         return _terms(right, left, settings)
 
 
-def _sides(views: Tensor, overlap: float, has_class_token: bool) -> tuple[Tensor, Tensor]:
-    """Return both sides of every pair, ``[pairs, L, D]``, from views ``[B, V, S', D]``."""
-    skip, rows, columns = patch_grid(views.shape[2], has_class_token=has_class_token)
+def _sides(views: Tensor, overlap: float, placed: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Return both sides of every pair, ``[pairs, L, D]``, from views ``[B, V, S', D]``.
+
+    ``placed`` is (leading tokens to leave out, rows, columns) of a view's tokens.
+    """
+    skip, rows, columns = placed
     grids = views[:, :, skip:].unflatten(2, (rows, columns))
     shared = max(1, int(columns * overlap))
     right = grids[..., columns - shared :, :]

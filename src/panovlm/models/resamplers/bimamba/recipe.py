@@ -49,6 +49,8 @@ class BiMambaSettings(ResamplerSettings):
     """LayerNorm before the mixers (true) or on the sum after them (false)."""
     directions: Literal["mean", "sum"] = "mean"
     """How the outputs of the two mixers join; Vision Mamba has both."""
+    cross_view: bool = False
+    """The scans run over the closed loop of a panorama's views (true) or each view by itself."""
     dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout on the mixers' output; training only."""
 
@@ -85,8 +87,16 @@ class BiMambaRecipe(ResamplerRecipe):
         "d_conv": "observable",
         "norm_first": "unobservable",
         "directions": "unobservable",
+        "cross_view": "unobservable",
         "dropout": "unobservable",
     }
+    training_only = frozenset({"dropout"})
+    takes = ("num_views",)
+
+    def crosses_views(self, settings: ResamplerSettings) -> bool:
+        """See :meth:`ResamplerRecipe.crosses_views`."""
+        assert isinstance(settings, BiMambaSettings)
+        return settings.cross_view
 
     def dialect(self, names: Sequence[str]) -> Dialect | None:
         """See :meth:`ResamplerRecipe.dialect`."""

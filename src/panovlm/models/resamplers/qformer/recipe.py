@@ -53,6 +53,8 @@ class QFormerRecipe(ResamplerRecipe):
         "num_attention_heads": "constrained",
         "dropout": "unobservable",
     }
+    training_only = frozenset({"dropout"})
+    divides: ClassVar[dict[str, str]] = {"num_attention_heads": "vision_dim"}
 
     def infer(self, shapes: Shapes) -> Observations:
         """See :meth:`ResamplerRecipe.infer`."""

@@ -1,0 +1,1 @@
+"""The average-pooling resampler."""

@@ -1,0 +1,1 @@
+"""The resampler that leaves tokens as they are."""

@@ -1,0 +1,1 @@
+"""The resampler that blanks random tokens in training."""

@@ -1,0 +1,1 @@
+"""The resampler that pools a view to a given grid."""
