@@ -74,7 +74,7 @@ def verdict(resolution: Resolution) -> tuple[Verdict, str]:
     """Return the verdict on a resolved checkpoint and the words for it."""
     unknown = len(resolution.keys.unknown)
     if resolution.conflicts:
-        return "conflict", "does not load, metadata and weights contradict each other"
+        return "conflict", f"does not load, {resolution.contradiction}"
     if unknown:
         return "broken", f"does not load, {unknown} tensor(s) belong nowhere"
     if resolution.assumed:

@@ -22,6 +22,9 @@ from panovlm.checkpoint.sources import Claims
 from panovlm.config.model_recipe import Recipe
 from panovlm.errors import CheckpointError, ContradictionError
 
+FINGERPRINT = "fingerprint"
+"""Stands for a field where a document was written for other weights."""
+
 SourceKind = Literal["override", "metadata", "weights", "default"]
 
 
@@ -127,13 +130,33 @@ class Resolution:
         if not self.conflicts:
             return
         lines = "\n".join(f"  {conflict}" for conflict in self.conflicts)
-        other_way = ""
-        if all(conflict.possible for conflict in self.conflicts):
-            other_way = ' or the document\'s side with --prefer metadata (prefer="metadata"),'
         raise ContradictionError(
-            f"{self.path}: metadata and weights contradict each other:\n{lines}\n"
-            "No model can be both. Take the weights' side with --prefer weights "
-            f'(prefer="weights"),{other_way} or mend the metadata for good with '
+            f"{self.path}: {self.contradiction}:\n{lines}\nNo model can be both. {self._ways_out()}"
+        )
+
+    @property
+    def contradiction(self) -> str:
+        """Who contradicts whom."""
+        if all(conflict.possible and conflict.field != FINGERPRINT for conflict in self.conflicts):
+            return "its documents contradict each other"
+        if all(conflict.claimed_by == "override" for conflict in self.conflicts):
+            return "what you state and the weights contradict each other"
+        return "metadata and weights contradict each other"
+
+    def _ways_out(self) -> str:
+        """Say how contradictions are settled."""
+        if all(conflict.claimed_by == "override" for conflict in self.conflicts):
+            return "Correct what you state, or leave it out: the weights show these."
+        weights, metadata = "the weights' side", "the document's side"
+        if "documents" in self.contradiction:
+            weights, metadata = "the copy inside the file", "the one beside it"
+        ways = f'Take {weights} with --prefer weights (prefer="weights"),'
+        if all(conflict.possible for conflict in self.conflicts):
+            ways += f' or {metadata} with --prefer metadata (prefer="metadata"),'
+        if len(self.conflicts) > 1:
+            ways += " each field by itself with --prefer FIELD=weights,"
+        return (
+            f"{ways} or mend the metadata for good with "
             f"`panovlm add-metadata --checkpoint {self.path} --prefer weights`."
         )
 

@@ -25,7 +25,7 @@ from panovlm.checkpoint.locate import Location, locate
 from panovlm.checkpoint.metadata import fingerprints
 from panovlm.checkpoint.references import BACKBONES as ELSEWHERE
 from panovlm.checkpoint.references import borrowed, own_document
-from panovlm.checkpoint.resolution import Conflict, Resolution, Source
+from panovlm.checkpoint.resolution import FINGERPRINT, Conflict, Resolution, Source
 from panovlm.checkpoint.settle_backbones import (
     BACKBONES,
     LANGUAGE,
@@ -35,14 +35,16 @@ from panovlm.checkpoint.settling import (
     OVERRIDE,
     Prefer,
     Settling,
+    inside_first,
     plain,
+    preferred,
     stated_otherwise,
 )
 from panovlm.checkpoint.shells import refuse_shells
 from panovlm.checkpoint.sources import Claims, DocumentReader
 from panovlm.config.model_recipe import Recipe
 from panovlm.config.recipe_overrides import apply_recipe_overrides
-from panovlm.errors import CheckpointError
+from panovlm.errors import CheckpointError, ConfigError
 
 __all__ = ["Conflict", "Prefer", "Resolution", "Source", "resolve"]
 
@@ -66,7 +68,8 @@ def resolve(
         prefer: which side wins where metadata and weights contradict each other. A document of
             other weights is left out with ``"weights"`` and believed with ``"metadata"``; of two
             documents the one inside the file wins with ``"weights"``, the one beside it with
-            ``"metadata"``.
+            ``"metadata"``. A mapping says it for single fields by their dotted names
+            (``"fingerprint"``: whether a document of other weights counts).
         weights: which copy is meant where a file holds the live weights and their running average.
 
     Returns:
@@ -104,24 +107,26 @@ def resolve(
     recorded = document.references if document is not None else {}
     shapes = {name: info.shape for name, info in header.tensors.items()}
     inferred = infer(keys.shapes(shapes), {ELSEWHERE[prefix].config for prefix in recorded})
+    believed = preferred(prefer, FINGERPRINT) != "weights"
     documents = DocumentReader(
         location,
         header,
         keys.layout,
         resampler_type=inferred.resampler.name,
-        accept=lambda document: prefer != "weights" or document.fingerprint in actual,
+        accept=lambda document: believed or document.fingerprint in actual,
         joined=part is not None,
         borrows=LANGUAGE in inferred.absent,
     ).read()
-    claims = documents.claims
+    claims: Sequence[Claims] = documents.claims
     if prefer == "weights" and documents.embedded is not None:
-        claims = sorted(claims, key=lambda claim: claim.document != documents.embedded)
+        claims = inside_first(claims, documents.embedded)
     if overrides:
         claims = [Claims(OVERRIDE, _stated(overrides, inferred.resampler.name)), *claims]
-    settling = Settling(keys, inferred, claims, prefer)
+    settling = Settling(keys, inferred, claims, prefer, documents.embedded)
     settle(settling)
+    _check_preferences(settling)
     elsewhere = borrowed(settling, recorded, is_split=location.is_split, path=file)
-    if prefer is None:
+    if settling.preferred(FINGERPRINT) is None:
         settling.conflicts += _other_weights(claims, actual, location.checkpoint.name)
     carried = bool(header.attachments) or location.tokenizer is not None
     return Resolution(
@@ -151,6 +156,21 @@ def resolve(
         fingerprint=actual[0],
         changed=stated_otherwise(documents.claims, claims[0].values) if overrides else [],
     )
+
+
+def _check_preferences(settling: Settling) -> None:
+    """Refuse a preference for a field that there is not.
+
+    Raises:
+        ConfigError: it is unknown, or not written in full.
+    """
+    if not isinstance(settling.prefer, Mapping):
+        return
+    known = FieldMap({**settling.inferred.fields, **settling.sources, FINGERPRINT: None})
+    for name in settling.prefer:
+        full = known.full_name(name)
+        if full != name:
+            raise ConfigError(f"a preference needs the full name of its field: {full}, not {name}.")
 
 
 def _read(location: Location, weights: Weights | None) -> Header:
@@ -191,7 +211,7 @@ def _other_weights(claims: Sequence[Claims], actual: Sequence[str], file: str) -
     """Return the documents that were written for other weights."""
     return [
         Conflict(
-            "fingerprint",
+            FINGERPRINT,
             claim.document.fingerprint,
             f"{claim.origin} was written for other weights",
             actual[0],

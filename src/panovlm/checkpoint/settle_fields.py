@@ -29,8 +29,7 @@ def settle(settling: Settling) -> None:
     """Decide the type of the resampler, then every field that this type has."""
     _settle_type(settling)
     _check_dialect(settling)
-    if settling.prefer is None:
-        settling.conflicts += _rivals(settling)
+    settling.conflicts += _rivals(settling)
     known = defaults(_architecture(settling))
     if settling.keys.layout == "original":
         known |= {name: value for name, value in ORIGINAL_DEFAULTS.items() if name in known}
@@ -83,7 +82,7 @@ def _settle_field(settling: Settling, name: str, default: Any) -> None:
     source = source_of(claim, name)
     if observed is not None and not _agrees(settling.inferred, name, value, observed):
         value = settling.contradict(name, value, claim.origin, observed)
-        if settling.prefer == "weights":
+        if settling.preferred(name) == "weights":
             source = Source("weights", observed.evidence)
     elif observed is not None and name == TARGETS and set(value) != set(observed.value):
         value = observed.value
@@ -136,5 +135,6 @@ def _rivals(settling: Settling) -> list[Conflict]:
         if name in second.values
         and plain(value) != plain(second.values[name])
         and name not in settling.inferred.fields
+        and settling.preferred(name) is None
         and settling.claim(name) is first
     ]

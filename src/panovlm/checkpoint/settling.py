@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from panovlm.checkpoint.infer import Inferred
 from panovlm.checkpoint.keymap import KeyMap
+from panovlm.checkpoint.metadata import CheckpointMetadata
 from panovlm.checkpoint.resolution import Conflict, Source, SourceKind
 from panovlm.checkpoint.shapes import Observed
 from panovlm.checkpoint.sources import Claims
@@ -15,7 +16,9 @@ from panovlm.checkpoint.sources import Claims
 OVERRIDE = "override"
 """Origin of what the caller states."""
 
-Prefer = Literal["weights", "metadata"]
+Side = Literal["weights", "metadata"]
+Prefer = Side | Mapping[str, Side]
+"""Which side wins where two contradict each other: for all fields, or by dotted field."""
 
 
 @dataclass
@@ -27,6 +30,7 @@ class Settling:
         inferred: what its shapes tell.
         claims: what documents state, strongest first.
         prefer: which side wins where metadata and weights contradict each other.
+        embedded: the document inside the file.
         values: dotted field → value.
         sources: dotted field → where its value came from.
         conflicts: contradictions that nothing has settled.
@@ -38,6 +42,7 @@ class Settling:
     inferred: Inferred
     claims: Sequence[Claims]
     prefer: Prefer | None
+    embedded: CheckpointMetadata | None = None
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     sources: dict[str, Source] = field(default_factory=dict[str, Source])
     conflicts: list[Conflict] = field(default_factory=list[Conflict])
@@ -53,10 +58,17 @@ class Settling:
         if name in self.inferred.overruled:
             return None
         unset_counts = name not in self.inferred.fields
-        for claim in self.claims:
+        claims = self.claims
+        if self.preferred(name) == "weights" and self.embedded is not None:
+            claims = inside_first(claims, self.embedded)
+        for claim in claims:
             if name in claim.values and (unset_counts or claim.values[name] is not None):
                 return claim
         return None
+
+    def preferred(self, name: str) -> Side | None:
+        """Return which side the caller prefers for a field."""
+        return preferred(self.prefer, name)
 
     def set(self, name: str, value: Any, source: Source, *, assumed: bool = False) -> None:
         """Decide one field."""
@@ -74,12 +86,22 @@ class Settling:
             The value to go on with: that of the weights where they are preferred, and then the
             contradiction is settled.
         """
-        if self.prefer == "weights":
+        if self.preferred(name) == "weights":
             self.notes.append(f"{name}: {origin} says {claimed!r}; the weights were preferred")
             return observed.value
         evidence = f"weights: {observed.evidence}"
         self.conflicts.append(Conflict(name, claimed, origin, observed.value, evidence))
         return claimed
+
+
+def preferred(prefer: Prefer | None, name: str) -> Side | None:
+    """Return which side wins for a field."""
+    return prefer.get(name) if isinstance(prefer, Mapping) else prefer
+
+
+def inside_first(claims: Sequence[Claims], embedded: CheckpointMetadata) -> Sequence[Claims]:
+    """Put the document inside the file in front of all but what the caller states."""
+    return sorted(claims, key=lambda c: c.origin != OVERRIDE and c.document != embedded)
 
 
 def kind_of(claim: Claims) -> SourceKind:

@@ -25,14 +25,36 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prefer",
-        choices=("weights", "metadata"),
-        help="which side to take where metadata and weights contradict each other",
+        action=_Prefer,
+        metavar="[FIELD=]{weights,metadata}",
+        help="which side to take where metadata and weights contradict each other, or (again for "
+        "each) of which field",
     )
     parser.add_argument(
         "--weights",
         choices=("model", "ema"),
         help="which copy to take where a file holds the live weights and their running average",
     )
+
+
+class _Prefer(argparse.Action):
+    """Collects a side, or sides by field."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        field, sign, side = str(values).rpartition("=")
+        if side not in ("weights", "metadata") or (sign and not field):
+            parser.error(f"--prefer {values}: weights, metadata or FIELD=weights was expected")
+        before = getattr(namespace, self.dest)
+        if before is not None and not (field and isinstance(before, dict)):
+            parser.error("--prefer is given once for all fields, or once for each of some")
+        chosen = {**(before or {}), field: side} if field else side
+        setattr(namespace, self.dest, chosen)
 
 
 def loading_choices(options: argparse.Namespace) -> dict[str, Any]:

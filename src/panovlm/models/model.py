@@ -25,6 +25,7 @@ from panovlm.panorama.pipeline import ViewPipeline
 
 if TYPE_CHECKING:
     from panovlm.checkpoint.resolution import Resolution
+    from panovlm.checkpoint.settling import Prefer
 
 
 class PanoramaVLM(PanoramaNetwork):
@@ -207,7 +208,7 @@ class PanoramaVLM(PanoramaNetwork):
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
-        prefer: Literal["weights", "metadata"] | None = None,
+        prefer: Prefer | None = None,
         strict: bool = False,
         overrides: Mapping[str, Any] | None = None,
         weights: Literal["model", "ema"] | None = None,
@@ -219,7 +220,8 @@ class PanoramaVLM(PanoramaNetwork):
             path: checkpoint file, or a folder that holds one.
             device: where the weights go; ``"auto"`` is an accelerator if there is one.
             dtype: floating-point type of the weights; unset: as they are in the file.
-            prefer: which side to take where metadata and weights contradict each other.
+            prefer: which side to take where metadata and weights contradict each other, for all
+                fields or by dotted field.
             strict: refuse settings that neither metadata nor weights tell.
             overrides: settings by dotted name, such as ``{"models.overlap_ratio": 0.25}``.
             weights: which copy to take where a file holds the live weights (``"model"``) and their
