@@ -117,7 +117,9 @@ class Index:
         boxes = [self._box(chunk, name, len(shape)) for chunk in stored]
         # A device that had no share of a small tensor wrote an empty one.
         boxes = [box for box in boxes if prod(box.shape)]
-        if fault := cover_fault(shape, boxes) if prod(shape) else "":
+        # Nothing has no chunk; the cells of an empty shape would not show one.
+        empty = "it has no elements, and its chunks have" if boxes else ""
+        if fault := cover_fault(shape, boxes) if prod(shape) else empty:
             raise self._damaged(f"tensor {name!r} {list(shape)}: {fault}")
         return [(box, self.item(name, box.start)) for box in boxes]
 
