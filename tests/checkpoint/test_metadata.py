@@ -60,7 +60,20 @@ class TestCutOff:
         assert found == {"stage": "vision", "model_config": {"overlap_ratio": 0.25}}
         assert note is not None and note.startswith("checkpoint_metadata.json is cut off after")
 
-    @pytest.mark.parametrize("text", ["", "yes", "stage: vision", '{"a": 1}}', "{]", "[1, 2", "3"])
+    def test_half_of_a_list_is_none(self, tmp_path):
+        path = tmp_path / "checkpoint_metadata.json"
+        path.write_text('{"size": 1, "image_size": [16, ')
+        assert read_json(path)[0] == {"size": 1}
+
+    @pytest.mark.parametrize("text", ["", "\n", "\0\0\0"])
+    def test_nothing_is_left(self, text, tmp_path):
+        path = tmp_path / "checkpoint_metadata.json"
+        path.write_text(text)
+        found, note = read_json(path)
+        assert found == {}
+        assert note is not None and "is empty" in note
+
+    @pytest.mark.parametrize("text", ["yes", "stage: vision", '{"a": 1}}', "{]", "[1, 2", "3"])
     def test_no_beginning_of_an_object(self, text, tmp_path):
         path = tmp_path / "checkpoint_metadata.json"
         path.write_text(text)

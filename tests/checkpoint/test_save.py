@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from panovlm.checkpoint.document import document as describe
 from panovlm.checkpoint.locate import SIDECAR, TOKENIZER
 from panovlm.checkpoint.metadata import EMBEDDED, parse
 from panovlm.checkpoint.probe.compare import compare
@@ -19,7 +20,7 @@ from panovlm.checkpoint.repair import add_metadata
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import describe_model, save_checkpoint, strip_metadata
 from panovlm.config.schema import LoRASettings
-from panovlm.errors import CheckpointError, ContradictionError
+from panovlm.errors import CheckpointError, ConfigError, ContradictionError
 from panovlm.models.model import PanoramaVLM
 
 load = PanoramaVLM.from_checkpoint
@@ -213,6 +214,51 @@ class TestForeignDocuments:
         believed = load(path, prefer="metadata", probe=False)
         assert believed.recipe.models.overlap_ratio == 0.25
         assert load(path, overrides={"overlap_ratio": 0.25}).recipe.models.overlap_ratio == 0.25
+
+    def test_one_field_each(self, own, saved, tmp_path):
+        model, path = self.foreign(own, saved, tmp_path, overlap_ratio=0.25, pe_temperature=500.0)
+        first = {"models.overlap_ratio": "weights"}
+        with pytest.raises(ContradictionError, match="its documents contradict") as error:
+            load(path, prefer=first)
+        assert "overlap_ratio" not in str(error.value) and "pe_temperature" in str(error.value)
+        same(load(path, prefer=first | {"models.pe_temperature": "weights"}), model)
+        mixed = load(path, prefer=first | {"models.pe_temperature": "metadata"}, probe=False)
+        assert mixed.recipe.models.overlap_ratio == 0.5
+        assert mixed.recipe.models.pe_temperature == 500.0
+        with pytest.raises(ConfigError, match="full name of its field: models.overlap_ratio"):
+            load(path, prefer={"overlap_ratio": "weights"})
+
+    def test_a_field_that_the_weights_disprove(self, saved, tmp_path):
+        model, path = saved()
+        document = json.loads((path.parent / SIDECAR).read_text())
+        document["recipe"]["models"]["latent_dimension"] += 8
+        (path.parent / SIDECAR).write_text(json.dumps(document))
+        name = "models.latent_dimension"
+        with pytest.raises(ContradictionError, match=name):
+            load(path, prefer={name: "metadata"})
+        same(load(path, prefer={name: "weights"}), model)
+
+    def test_a_sidecar_of_another_stage_with_equal_settings(self, saved, tmp_path):
+        model, path = saved()
+        assert not load(path).resolution.notes
+        document = json.loads((path.parent / SIDECAR).read_text())
+        own = document["stage"]
+        document["stage"] = "another"
+        (path.parent / SIDECAR).write_text(json.dumps(document))
+        loaded = load(path)
+        same(loaded, model)
+        assert any("written with another checkpoint" in note for note in loaded.resolution.notes)
+        assert describe(loaded.resolution).stage == own
+
+    def test_an_empty_and_a_speechless_sidecar(self, saved):
+        model, path = saved()
+        sidecar = path.parent / SIDECAR
+        for text, told in {"": "is empty", "{}": "says nothing about the model"}.items():
+            sidecar.write_text(text)
+            loaded = load(path)
+            same(loaded, model)
+            assert any(told in note for note in loaded.resolution.notes)
+            assert add_metadata(path).written and not load(path).resolution.notes
 
     def test_repair_for_good(self, own, saved, tmp_path):
         model, path = self.foreign(own, saved, tmp_path, **SPECS["bimamba"])

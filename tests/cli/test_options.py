@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from panovlm.cli.main import COMMANDS, main
-from panovlm.cli.options import overrides, positive
+from panovlm.cli.options import add_loading_options, overrides, positive
 from panovlm.cli.train import chosen_stages, effective_config
 from panovlm.config.load import load_settings
 from panovlm.errors import ConfigError
@@ -47,6 +47,23 @@ def test_overrides_are_yaml() -> None:
         "f": None,
         "g": True,
     }
+
+
+class TestPrefer:
+    def read(self, *words: str) -> object:
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        add_loading_options(parser)
+        return parser.parse_args([w for word in words for w in ("--prefer", word)]).prefer
+
+    def test_for_all_or_by_field(self) -> None:
+        assert self.read() is None
+        assert self.read("weights") == "weights"
+        assert self.read("a.b=weights", "c=metadata") == {"a.b": "weights", "c": "metadata"}
+
+    @pytest.mark.parametrize("words", [["x"], ["=weights"], ["a=b"], ["weights", "a=weights"]])
+    def test_what_says_neither(self, words: list[str]) -> None:
+        with pytest.raises(SystemExit):
+            self.read(*words)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "many", "²"])

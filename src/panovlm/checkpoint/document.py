@@ -29,9 +29,10 @@ def document(resolution: Resolution) -> CheckpointMetadata:
     known, before = resolution.metadata, _original_document(resolution)
     hyper = original.section(resolution.header.extras, "hyper_parameters")
     recipe = _recipe(resolution)
+    itself = resolution.embedded or known  # what the file says of itself counts
     return CheckpointMetadata(
-        experiment_name=known.experiment_name if known else str(before.get("experiment_name", "")),
-        stage=known.stage if known else str(before.get("stage") or hyper.get("stage") or ""),
+        experiment_name=itself.experiment_name if itself else str(before.get("experiment_name", "")),
+        stage=itself.stage if itself else str(before.get("stage") or hyper.get("stage") or ""),
         fingerprint=resolution.fingerprint,
         amends=_amended(resolution, recipe),
         recipe=recipe,

@@ -207,6 +207,8 @@ def read_json(path: Path) -> tuple[dict[str, Any], str | None]:
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not a text file; remove or repair it.") from error
     note = None
+    if not text.strip(" \t\r\n\0"):  # what a crash may leave of a file that was being written
+        return {}, f"{path.name} is empty, as if it had been cut off; it says nothing"
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
@@ -246,6 +248,8 @@ def _salvage(text: str) -> dict[str, Any] | None:
     if not closers:
         return None
     for position, ending in reversed(cuts):
+        if "]" in ending:
+            continue  # half of a list would look like a whole one
         try:
             document = json.loads(text[:position] + ending)
         except json.JSONDecodeError:

@@ -235,5 +235,6 @@ def _present(found: Resolution) -> CheckpointMetadata | None:
 
 def _keep_original(path: Path) -> None:
     """Keep the original system's document, which says more than the model, under another name."""
-    if path.is_file() and not is_ours(read_json(path)[0]):
+    before = read_json(path)[0] if path.is_file() else {}
+    if before and not is_ours(before):
         link_or_copy(path, path.parent / KEPT)

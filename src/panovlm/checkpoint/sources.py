@@ -125,6 +125,8 @@ class DocumentReader:
         if note is None or not is_ours(raw):
             self.found.notes += [note] if note else []
             self._add_metadata(raw, path.name)
+            if note is None and not is_ours(raw) and not self.found.claims[-1].values:
+                self.found.notes.append(f"{path.name} says nothing about the model")
         elif EMBEDDED in self.header.extras:
             self.found.notes.append(f"{path.name} is cut off; the copy inside the file is used")
         else:
@@ -145,10 +147,22 @@ class DocumentReader:
         )
         if is_ours(raw):
             self.found.embedded = parse(raw, f"metadata inside {file}")
+            self._note_another(self.found.embedded, file)
         amended = {claim.document.amends for claim in self.found.claims if claim.document}
         if self.found.embedded is not None and self.found.embedded.identity() in amended:
             return
         self._add_metadata(raw, f"metadata inside {file}")
+
+    def _note_another(self, embedded: CheckpointMetadata, file: str) -> None:
+        """Say if a document beside the file was written in another stage than the file."""
+        for claim in self.found.claims:
+            beside = claim.document
+            if beside and beside.stage and embedded.stage and beside.stage != embedded.stage:
+                self.found.notes.append(
+                    f"{claim.origin} was written with another checkpoint, of stage {beside.stage!r}"
+                    f"; {file} is of stage {embedded.stage!r}. What differs in the settings is a "
+                    "conflict; what it says of the training does not count"
+                )
 
     def _add_metadata(self, raw: Mapping[str, Any], origin: str) -> None:
         """Add a metadata document of either system."""
