@@ -75,7 +75,9 @@ def save(stock: Path, folder: Path) -> None:
 
 
 def describe(stock: Path, folder: Path) -> None:
-    command("add-metadata", "--recursive", folder, "--set", f"models.overlap_ratio={OLD}")
+    for name in ("best", "last"):
+        file = folder / f"{name}.ckpt"
+        command("add-metadata", "--checkpoint", file, "--set", f"models.overlap_ratio={OLD}")
 
 
 class Convert:

@@ -225,7 +225,7 @@ class TestForeignDocuments:
         mixed = load(path, prefer=first | {"models.pe_temperature": "metadata"}, probe=False)
         assert mixed.recipe.models.overlap_ratio == 0.5
         assert mixed.recipe.models.pe_temperature == 500.0
-        with pytest.raises(ConfigError, match="full name of its field: models.overlap_ratio"):
+        with pytest.raises(ConfigError, match=r"full name of its field: models\.overlap_ratio"):
             load(path, prefer={"overlap_ratio": "weights"})
 
     def test_a_field_that_the_weights_disprove(self, saved, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from panovlm.checkpoint import original
@@ -31,8 +32,8 @@ def document(resolution: Resolution) -> CheckpointMetadata:
     recipe = _recipe(resolution)
     itself = resolution.embedded or known  # what the file says of itself counts
     return CheckpointMetadata(
-        experiment_name=itself.experiment_name if itself else str(before.get("experiment_name", "")),
-        stage=itself.stage if itself else str(before.get("stage") or hyper.get("stage") or ""),
+        experiment_name=itself.experiment_name if itself else _text(before, "experiment_name"),
+        stage=itself.stage if itself else _text(before, "stage") or _text(hyper, "stage"),
         fingerprint=resolution.fingerprint,
         amends=_amended(resolution, recipe),
         recipe=recipe,
@@ -110,3 +111,8 @@ def _amended(resolution: Resolution, recipe: Recipe) -> str:
     """Return what identifies the copy inside the file, if that copy says something else."""
     embedded = resolution.embedded
     return "" if embedded is None or embedded.recipe == recipe else embedded.identity()
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    """Return an entry of a document as text, empty where there is none."""
+    return str(values.get(name) or "")
