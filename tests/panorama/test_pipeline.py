@@ -12,7 +12,7 @@ from PIL import Image
 from panovlm.config.schema import ImageProcessing
 from panovlm.errors import ConfigError, DataError
 from panovlm.panorama.pipeline import ViewPipeline
-from panovlm.panorama.views import STRATEGIES
+from panovlm.panorama.views import STRATEGIES, views_of
 
 LANCZOS = Image.Resampling.LANCZOS
 NOISE = np.random.default_rng(1).integers(0, 256, (151, 300, 3), dtype=np.uint8)
@@ -150,16 +150,36 @@ def test_the_seam_is_nowhere_visible():
         assert np.abs(np.diff(views[:, 10:-10].astype(int), axis=2)).max() <= 6
 
 
+def disc(yaw: float, pitch: float, radius: float) -> np.ndarray:
+    """A panorama of 90 x 180 pixels, white within ``radius`` degrees of a direction."""
+    longitude = np.radians((np.arange(180) + 0.5) * 2 - 180)
+    latitude = np.radians(90 - (np.arange(90)[:, None] + 0.5) * 2)
+    east, up = np.radians([yaw, pitch])
+    cosine = np.sin(latitude) * np.sin(up) + np.cos(latitude) * np.cos(up) * np.cos(
+        longitude - east
+    )
+    return np.where(cosine > np.cos(np.radians(radius)), 255, 0).astype(np.uint8)
+
+
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_pixels_come_in_the_order_of_the_views(strategy):
-    pipeline = ViewPipeline(ImageProcessing(crop_strategy=strategy, image_size=(24, 32)))
+    size = (24, 48) if strategy == "erp" else (24, 32)
+    pipeline = ViewPipeline(ImageProcessing(crop_strategy=strategy, image_size=size))
     values = pipeline(NOISE)
-    assert values.shape == (len(pipeline.views), 3, 24, 32)
+    assert values.shape == (len(pipeline.views), 3, *size)
     assert values.dtype == np.float32
     assert np.array_equal(values, pipeline.normalise(pipeline.render(NOISE)))
     # a panorama that is white around each view's centre and black half a turn away
     for index, view in enumerate(pipeline.views):
         if view.is_global:
+            continue
+        if strategy in ("cubemap6", "icosahedral"):  # a disc, since columns meet at the poles
+            erp = np.repeat(disc(view.yaw, view.pitch, 20)[..., None], 3, axis=2)
+            rendered = pipeline.render(erp)[index]
+            assert rendered[10:14, 14:18].min() > 200
+            assert rendered[[0, 0, -1, -1], [0, -1, 0, -1]].max() < 50
+            opposite = pipeline.render(255 - erp)[index]
+            assert opposite[10:14, 14:18].max() < 50
             continue
         erp = np.zeros((90, 180, 3), np.uint8)
         column = round((view.yaw + 180) / 2)
@@ -225,3 +245,25 @@ def test_other_arrays_are_an_error(erp):
 def test_windows_less_than_a_pixel_apart_are_an_error():
     with pytest.raises(DataError, match="100 pixels wide is too small"):
         render("sliding_window", NOISE[:60, :100], image_size=32, fov_deg=5)
+
+
+def test_the_native_panorama_has_no_seam_in_its_filter():
+    """Turning the panorama turns its view, also across the edges and over the poles."""
+    erp = np.random.default_rng(8).integers(0, 256, (96, 192, 3), dtype=np.uint8)
+    pipeline = ViewPipeline(ImageProcessing(crop_strategy="erp", image_size=(24, 48)))
+    view = pipeline.render(erp)[0]
+    for step in (1, 24, 47):
+        turned = pipeline.render(np.roll(erp, 4 * step, axis=1))[0]
+        assert np.abs(turned.astype(int) - np.roll(view, step, axis=1)).max() <= 1
+    upside_down = pipeline.render(erp[::-1])[0]
+    assert np.abs(upside_down.astype(int) - view[::-1]).max() <= 1
+    assert np.array_equal(
+        ViewPipeline(ImageProcessing(crop_strategy="erp", image_size=(96, 192))).render(erp)[0], erp
+    )
+
+
+def test_the_native_panorama_keeps_its_proportions():
+    with pytest.raises(ConfigError, match=r"image_size is \[32, 32\].*such as \[32, 64\]"):
+        ViewPipeline(ImageProcessing(crop_strategy="erp", image_size=32))
+    with pytest.raises(ConfigError, match="use_vision_processor is on"):
+        views_of(ImageProcessing(crop_strategy="erp", use_vision_processor=True))

@@ -102,7 +102,7 @@ def test_cube_faces_go_through_the_processor_at_256():
     assert np.allclose(pipeline(PROCESSORS["clip"], "cubemap")(NOISE), expected, atol=1 / 50)
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - {"erp"}))
 def test_every_strategy_gives_the_size_of_the_processor(strategy):
     tower = pipeline(PROCESSORS["siglip-wide"], strategy, anyres_patch_size=64)
     assert tower(NOISE).shape == (len(tower.views), 3, 24, 50)

@@ -26,6 +26,11 @@ TRAINING_ONLY = frozenset(
         "models.vicreg_covariance_weight",
         "models.vicreg_gamma",
         "models.vicreg_mode",
+        "models.overlap_loss",
+        "models.overlap_pairs",
+        "models.overlap_temperature",
+        "models.overlap_dense_weight",
+        "models.overlap_redundancy_weight",
         "models.vicreg_projector_dim",
         "models.vicreg_projector_hidden",
         "models.vicreg_projector_depth",
@@ -40,11 +45,17 @@ TRAINING_ONLY = frozenset(
 """Fields that change training, never what a loaded model computes."""
 
 _CROP = "image_processing.crop_strategy"
+_POSITIONS = "models.pe_type"
 _PROCESSOR = "image_processing.use_vision_processor"
 _ANYRES = frozenset({"anyres", "anyres_max", "anyres_e2p"})
+_STEPS = frozenset({"e2p", "sliding_window", "anyres_e2p", "e2p_sphere"})
 
 BEARING: tuple[tuple[str, str, frozenset[Any]], ...] = (
     ("models.pe_", "models.use_projection_positional_encoding", frozenset({True})),
+    ("models.pe_spatial_encoding_type", _POSITIONS, frozenset({"columns"})),
+    ("models.pe_enable_continuity", _POSITIONS, frozenset({"columns"})),
+    ("models.pe_temperature", _POSITIONS, frozenset({"columns"})),
+    ("models.pe_highest_frequency", _POSITIONS, frozenset({"directions"})),
     ("models.stitch_", "models.stitching_mode", frozenset({"resample"})),
     ("models.global_view", _CROP, _ANYRES),
     (
@@ -52,12 +63,11 @@ BEARING: tuple[tuple[str, str, frozenset[Any]], ...] = (
         "models.vision_token_fallback_position",
         frozenset({"suffix"}),
     ),
-    ("image_processing.fov_deg", _CROP, _ANYRES | {"e2p", "sliding_window"}),
-    (
-        "image_processing.overlap_ratio",
-        _CROP,
-        frozenset({"e2p", "sliding_window", "anyres_e2p"}),
-    ),
+    ("image_processing.fov_deg", _CROP, _ANYRES | _STEPS | {"icosahedral"}),
+    ("image_processing.overlap_ratio", _CROP, _STEPS),
+    ("image_processing.pitch_rows", _CROP, frozenset({"e2p_sphere"})),
+    ("image_processing.poles", _CROP, frozenset({"e2p_sphere"})),
+    ("image_processing.icosahedral_views", _CROP, frozenset({"icosahedral"})),
     ("image_processing.anyres_patch_size", _CROP, frozenset({"anyres_e2p"})),
     ("image_processing.anyres_patch_size", _PROCESSOR, frozenset({True})),
     ("image_processing.anyres_max_patches", _CROP, frozenset({"anyres", "anyres_max"})),

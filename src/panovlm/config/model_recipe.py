@@ -32,7 +32,17 @@ RESAMPLER_CONFIGS: dict[str, ResamplerSettings] = {
 DEFAULT_SYSTEM_MESSAGE = "You are a helpful AI assistant specialized in analyzing panoramic images."
 
 CropStrategy = Literal[
-    "e2p", "sliding_window", "cubemap", "anyres", "anyres_max", "anyres_e2p", "resize"
+    "e2p",
+    "sliding_window",
+    "cubemap",
+    "anyres",
+    "anyres_max",
+    "anyres_e2p",
+    "resize",
+    "e2p_sphere",
+    "cubemap6",
+    "icosahedral",
+    "erp",
 ]
 Layout = Literal["original", "panovlm-1"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -106,6 +116,18 @@ class ModelSettings(StrictModel):
     """Standard deviation that every channel shall have at least."""
     vicreg_mode: Literal["pairwise", "batchwise"] = "pairwise"
     """Variance and covariance over the tokens of one pair of views, or of all pairs together."""
+    overlap_loss: Literal["vicreg", "barlow_twins", "info_nce", "dense_cl"] = "vicreg"
+    """What is asked of tokens of two views that show the same; ``vicreg_loss_weight`` is the factor
+    of each of these losses."""
+    overlap_pairs: Literal["columns", "directions"] = "columns"
+    """Which tokens show the same: the last columns of a view and the first of the next one, by
+    ``overlap_ratio``; or those whose true directions are nearest, in any two views that overlap."""
+    overlap_temperature: float = Field(default=0.2, gt=0)
+    """Divides the cosines of ``info_nce`` and ``dense_cl``."""
+    overlap_dense_weight: float = Field(default=0.5, ge=0, le=1)
+    """Share of single tokens in ``dense_cl``; the rest is that of whole overlaps."""
+    overlap_redundancy_weight: float = Field(default=0.005, ge=0)
+    """Weight of the correlations between channels in ``barlow_twins``."""
 
     overlap_ratio: Fraction = 0.5
     """Fraction of a view's width that it shares with the next one, as the model uses it for
@@ -115,6 +137,12 @@ class ModelSettings(StrictModel):
     without position, stitching or overlap loss; ``first_view`` treats it as one more tile."""
     use_projection_positional_encoding: bool = True
     """Add the panoramic position of each token before the projection."""
+    pe_type: Literal["columns", "directions"] = "columns"
+    """Where a token is: in its column of the strip of views and its row, or in its true direction
+    on the sphere (Fourier features of its three coordinates)."""
+    pe_highest_frequency: float = Field(default=16.0, gt=0.5)
+    """Periods of the fastest Fourier feature from one end of the unit sphere to the other
+    (``pe_type`` directions)."""
     pe_spatial_encoding_type: Literal["sinusoidal", "none"] = "sinusoidal"
     """Whether row and column terms join the yaw term."""
     pe_enable_continuity: bool = True
@@ -123,9 +151,12 @@ class ModelSettings(StrictModel):
     """Base of the wavelengths of the sinusoids."""
     pe_dropout: Fraction = 0.0
     """Dropout after the positions were added; training only."""
-    stitching_mode: Literal["drop_overlap", "stride_views", "concat", "resample"] = "drop_overlap"
+    stitching_mode: Literal["drop_overlap", "stride_views", "concat", "resample", "sphere"] = (
+        "drop_overlap"
+    )
     """How the views' token grids become one strip: without the columns that a view shares with the
-    one before (``drop_overlap``, ``stride_views``), side by side, or resampled at even places."""
+    one before (``drop_overlap``, ``stride_views``), side by side, resampled at even places, or
+    (``sphere``) one token for every direction, taken from the view whose centre is nearest."""
     stitch_target_cols: int = Field(default=0, ge=0)
     """Columns of the ``resample`` mode; 0: as many as there are distinct ones."""
     stitch_target_to_view_width: bool = False
@@ -210,6 +241,12 @@ class ImageProcessing(StrictModel):
     """Side of the letterboxed whole view of the any-resolution strategies, in pixels."""
     anyres_max_patches: int = Field(default=12, ge=1)
     """Views of ``anyres`` and ``anyres_max`` besides the whole panorama."""
+    pitch_rows: int = Field(default=1, ge=1)
+    """Rows of views of ``e2p_sphere``, about the horizon."""
+    poles: bool = False
+    """Whether ``e2p_sphere`` also looks straight down and straight up."""
+    icosahedral_views: Literal[12, 20] = 20
+    """Views of ``icosahedral``: at the corners or at the faces of an icosahedron."""
     normalize: bool = True
     """Subtract the mean and divide by the standard deviation of each channel."""
     image_mean: tuple[float, float, float] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,13 +47,17 @@ class Perspective:
     kept_rows: float = 1.0
     antialias: bool = False
 
-    def trim(self, picture: Pixels) -> Pixels:
-        """Drop the rows above and below the kept part.
+    @property
+    def margin(self) -> int:
+        """Rows dropped above, and as many below.
 
         The original system rounds in just this order: 240 rows lose 11 on each side, not 12.
         """
-        margin = int(self.size[0] * (1 - self.kept_rows) / 2)
-        return picture[margin : self.size[0] - margin]
+        return int(self.size[0] * (1 - self.kept_rows) / 2)
+
+    def trim(self, picture: Pixels) -> Pixels:
+        """Drop the rows above and below the kept part."""
+        return picture[self.margin : self.size[0] - self.margin]
 
 
 @dataclass(frozen=True)
@@ -89,14 +94,18 @@ class Letterbox:
     size: tuple[int, int]
     quick: bool = False
 
+    def picture(self, panorama: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return where a panorama of (height, width) goes: top, left, height, width in pixels."""
+        longest = max(panorama)
+        height = max(round(self.size[0] * panorama[0] / longest), 1)
+        width = max(round(self.size[1] * panorama[1] / longest), 1)
+        return (self.size[0] - height) // 2, (self.size[1] - width) // 2, height, width
+
     def take(self, erp: Pixels) -> Pixels:
         """Fit a panorama [H, W, 3] into the rectangle."""
-        longest = max(erp.shape[:2])
-        height = max(round(self.size[0] * erp.shape[0] / longest), 1)
-        width = max(round(self.size[1] * erp.shape[1] / longest), 1)
+        top, left, height, width = self.picture((erp.shape[0], erp.shape[1]))
         if self.quick:
             erp = shrink(erp, erp.shape[1] / width, rest=4)
-        top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
         picture = np.zeros((*self.size, 3), np.uint8)
         picture[top : top + height, left : left + width] = resize(
             erp, (height, width), Image.Resampling.BICUBIC
@@ -104,7 +113,40 @@ class Letterbox:
         return picture
 
 
-Cut = Perspective | Region | Letterbox
+@dataclass(frozen=True)
+class Panorama:
+    """The whole panorama, resized as the closed sphere that it is.
+
+    The filter goes on over the seam and over the poles, where an ordinary one would take the edge
+    of the picture for the edge of the world.
+
+    Attributes:
+        size: (height, width) of the picture; unset as long as only the geometry is asked for.
+    """
+
+    size: tuple[int, int] | None
+
+    def take(self, erp: Pixels) -> Pixels:
+        """Resize a panorama [H, W, 3] (Lanczos)."""
+        if self.size is None or erp.shape[:2] == self.size:
+            return erp
+        height, width = erp.shape[:2]
+        margin = _lanczos_reach(height, self.size[0]), _lanczos_reach(width, self.size[1])
+        around = np.concatenate(
+            [
+                np.roll(erp[: margin[0]][::-1], width // 2, axis=1),
+                erp,
+                np.roll(erp[height - margin[0] :][::-1], width // 2, axis=1),
+            ]
+        )
+        around = np.pad(around, ((0, 0), (margin[1], margin[1]), (0, 0)), mode="wrap")
+        box = (margin[1], margin[0], margin[1] + width, margin[0] + height)
+        image = Image.fromarray(around)
+        target = (self.size[1], self.size[0])
+        return np.asarray(image.resize(target, Image.Resampling.LANCZOS, box=box))
+
+
+Cut = Perspective | Region | Letterbox | Panorama
 
 
 def take_all(erp: Pixels, cuts: Sequence[Cut]) -> list[Pixels]:
@@ -123,6 +165,11 @@ def take_all(erp: Pixels, cuts: Sequence[Cut]) -> list[Pixels]:
         else cut.take(erp)
         for cut in cuts
     ]
+
+
+def _lanczos_reach(given: int, wanted: int) -> int:
+    """Return how many pixels beyond an edge the filter reads, at most a whole axis."""
+    return min(math.ceil(3 * max(given / wanted, 1)) + 1, given)
 
 
 def resize(picture: Pixels, size: tuple[int, int], resample: Image.Resampling) -> Pixels:

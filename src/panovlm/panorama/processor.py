@@ -94,10 +94,28 @@ class VisionProcessor(BaseModel):
     def resized(self, picture: Pixels) -> Pixels:
         """Resize and crop a picture [h, w, 3], keeping its 8 bits."""
         if self.do_resize and self.size is not None:
-            picture = resize(picture, _target(self.size, picture), self.resample)
+            size = _target(self.size, (picture.shape[0], picture.shape[1]))
+            picture = resize(picture, size, self.resample)
         if self.do_center_crop and self.crop_size is not None:
             picture = _centre(picture, self.crop_size.height, self.crop_size.width)
         return picture
+
+    def window(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return which part of a picture stays: its top, left, bottom and right edges.
+
+        Args:
+            size: (height, width) of the picture in pixels.
+
+        Returns:
+            Shares of its height and width; below 0 or above 1 where black is added.
+        """
+        if self.do_resize and self.size is not None:
+            size = _target(self.size, size)
+        if not self.do_center_crop or self.crop_size is None:
+            return 0.0, 0.0, 1.0, 1.0
+        top, bottom = _kept(size[0], self.crop_size.height)
+        left, right = _kept(size[1], self.crop_size.width)
+        return top, left, bottom, right
 
 
 def read_processor(config: Mapping[str, Any]) -> VisionProcessor:
@@ -123,11 +141,11 @@ def read_processor(config: Mapping[str, Any]) -> VisionProcessor:
         ) from error
 
 
-def _target(size: BoxSize | EdgeSize, picture: Pixels) -> tuple[int, int]:
-    """Return the (height, width) to which a picture is resized."""
+def _target(size: BoxSize | EdgeSize, picture: tuple[int, int]) -> tuple[int, int]:
+    """Return the (height, width) to which a picture of (height, width) is resized."""
     if isinstance(size, BoxSize):
         return size.height, size.width
-    height, width = picture.shape[:2]
+    height, width = picture
     edge = size.shortest_edge
     if width <= height:
         return int(edge * height / width), edge
@@ -151,3 +169,10 @@ def _overlap(given: int, wanted: int) -> tuple[slice, slice]:
         return slice(first, first + wanted), slice(wanted)
     first = (wanted - given + 1) // 2
     return slice(given), slice(first, first + given)
+
+
+def _kept(given: int, wanted: int) -> tuple[float, float]:
+    """Return which part of an axis of ``given`` pixels :func:`_overlap` leaves, as shares of it."""
+    source, target = _overlap(given, wanted)
+    first = (source.start or 0) - (target.start or 0)
+    return first / given, (first + wanted) / given

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from panovlm.config.schema import ImageProcessing
-from panovlm.panorama.cuts import Box, Cut, Letterbox, Pixels, Region, resize
+from panovlm.panorama.cuts import Box, Cut, Letterbox, Panorama, Pixels, Region, resize
 from panovlm.panorama.geometry import Camera, erp_coordinates, ray_angles, rotation
 from panovlm.panorama.pipeline import ViewPipeline
-from panovlm.panorama.views import View, shots_of
+from panovlm.panorama.shots import View
+from panovlm.panorama.views import shots_of
 
 SHEET_WIDTH = 1200
 MARGIN = 16
@@ -122,7 +123,7 @@ def _overview(erp: Pixels, cuts: list[Cut]) -> Image.Image:
 
 def _outline(cut: Cut, width: int, height: int) -> tuple[Line, Line] | None:
     """Return the closed outline of a cut and its centre [2], or None for the whole panorama."""
-    if isinstance(cut, Letterbox):
+    if isinstance(cut, Letterbox | Panorama):
         return None
     if isinstance(cut, Region):
         box = cut.box(width, height)

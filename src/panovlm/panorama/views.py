@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from panovlm.config.schema import ImageProcessing
 from panovlm.errors import ConfigError, DataError
-from panovlm.panorama.cuts import Box, Cut, Letterbox, Perspective, Region
+from panovlm.panorama import covers
+from panovlm.panorama.cuts import Box, Letterbox, Perspective, Region
 from panovlm.panorama.geometry import Camera, wrap_degrees
+from panovlm.panorama.shots import WHOLE, Shot, Strategy, View, turn_count
 
 CUBE_FACE = 256
 """Side of a cube face that goes through the tower's processor, in pixels."""
@@ -29,38 +29,6 @@ PITCH_LIMIT = 45.0
 """Highest and lowest latitude that the tiles of ``anyres_e2p`` reach, in degrees."""
 RATIO_TOLERANCE = 0.1
 """Difference of width-to-height ratios up to which a sliding window is stretched, not cropped."""
-
-
-@dataclass(frozen=True)
-class View:
-    """What one view shows; all angles in degrees.
-
-    Attributes:
-        yaw: Longitude of its centre; 0 is the centre column of the panorama, positive east.
-        pitch: Latitude of its centre, positive upwards.
-        hfov: Width of the part of the panorama it shows.
-        vfov: Height of the part of the panorama it shows.
-        is_global: Whether it shows the whole panorama.
-    """
-
-    yaw: float
-    pitch: float
-    hfov: float
-    vfov: float
-    is_global: bool = False
-
-
-class Shot(NamedTuple):
-    """A view and how its picture is cut out of a panorama."""
-
-    view: View
-    cut: Cut
-
-
-Strategy = Callable[[ImageProcessing, tuple[int, int]], tuple[Shot, ...]]
-"""From the settings and the (height, width) of one view to the shots in order."""
-
-WHOLE = View(yaw=0.0, pitch=0.0, hfov=360.0, vfov=180.0, is_global=True)
 
 
 def views_of(settings: ImageProcessing) -> tuple[View, ...]:
@@ -95,7 +63,7 @@ def e2p(settings: ImageProcessing, size: tuple[int, int]) -> tuple[Shot, ...]:
     stride = settings.fov_deg * (1 - settings.overlap_ratio)
     return tuple(
         _perspective(index * stride, settings.fov_deg, size, kept_rows=0.9)
-        for index in range(_turn_count(settings))
+        for index in range(turn_count(settings))
     )
 
 
@@ -115,7 +83,7 @@ def sliding_window(settings: ImageProcessing, size: tuple[int, int]) -> tuple[Sh
             View(wrap_degrees(index * stride + fov / 2 - 180), 0.0, hfov, vfov),
             Region(partial(_window, index, fov, settings.overlap_ratio, target)),
         )
-        for index in range(_turn_count(settings))
+        for index in range(turn_count(settings))
     )
 
 
@@ -185,7 +153,7 @@ def anyres_e2p(settings: ImageProcessing, size: tuple[int, int]) -> tuple[Shot, 
     direct = not settings.use_vision_processor
     tile = size if direct else (TILE, TILE)
     side = settings.anyres_patch_size
-    yaws = _turn_count(settings)
+    yaws = turn_count(settings)
     step = fov * (1 - settings.overlap_ratio)
     pitches = math.floor((2 * PITCH_LIMIT - fov) / step + 1e-9) + 1
     tiles = [
@@ -207,13 +175,12 @@ STRATEGIES: dict[str, Strategy] = {
     "anyres": anyres,
     "anyres_max": anyres_max,
     "anyres_e2p": anyres_e2p,
+    "e2p_sphere": covers.e2p_sphere,
+    "cubemap6": covers.cubemap6,
+    "icosahedral": covers.icosahedral,
+    "erp": covers.erp,
 }
 """Every crop strategy by its name in the settings."""
-
-
-def _turn_count(settings: ImageProcessing) -> int:
-    """Return how many views it takes to go once around the horizon."""
-    return math.ceil(360 / (settings.fov_deg * (1 - settings.overlap_ratio)))
 
 
 def _patches(settings: ImageProcessing) -> int:

@@ -21,6 +21,7 @@ from panovlm.models.model import PanoramaVLM
 from panovlm.models.vision.grid import Grid
 from panovlm.panorama.views import views_of
 from panovlm.training.freeze import ComponentCount, counts, freeze, trainable_parts, widen
+from panovlm.training.overlap import check_batch, check_overlap
 from panovlm.training.preflight import adapters_of
 
 COPIES_OF_TRAINED = 3
@@ -77,6 +78,9 @@ def plan(settings: Settings, stages: Sequence[str] | None = None) -> Plan:
         ConfigError: a backbone's configuration cannot be had, or settings do not fit together.
         DataError: a training table is there but cannot be read.
     """
+    if "vision" in (stages or settings.training.stages):
+        check_overlap(settings)
+        check_batch(settings)
     tower, language = _configs(settings.models)
     vocabulary = language.get_text_config().vocab_size
     if settings.models.language_config is not None:

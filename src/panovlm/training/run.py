@@ -22,6 +22,7 @@ from panovlm.data.synthetic import write_scenes
 from panovlm.errors import CheckpointError, ConfigError, PanoVLMError
 from panovlm.training.freeze import counts, table
 from panovlm.training.module import StageModule
+from panovlm.training.overlap import check_batch, check_overlap
 from panovlm.training.preflight import check_later_stages
 from panovlm.training.reload_check import check_before
 from panovlm.training.resume import check_unchanged
@@ -111,6 +112,9 @@ class _Run:
             return folders[names[-1]]
         if settings.environment.threads is not None:
             torch.set_num_threads(settings.environment.threads)
+        if "vision" in names and "vision" not in done:
+            check_overlap(settings)
+            check_batch(settings)
         self.processes = training_processes(settings)
         if settings.data.synthetic is not None:
             with self.console.status("writing synthetic scenes"):

@@ -69,6 +69,8 @@ class ResamplerRecipe(ABC):
     """What the network's ``forward`` takes besides the tokens: ``view``, the
     :class:`~panovlm.models.vision.grid.ViewGrid` of each view's tokens, and ``num_views``, how many
     views that follow each other round a closed loop make one sample."""
+    keeps_tokens: ClassVar[bool] = False
+    """Whether every token of the tower leaves as one token, in its place."""
 
     def grid(self, settings: ResamplerSettings, view: ViewGrid) -> Grid | None:
         """Return the rows and columns of the tokens that leave the resampler.

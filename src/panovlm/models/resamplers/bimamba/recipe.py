@@ -68,6 +68,7 @@ class BiMambaRecipe(ResamplerRecipe):
     """The bidirectional Mamba resampler."""
 
     name = "bimamba"
+    keeps_tokens = True
     aliases = ("bidirectional_mamba", "bi_mamba")
     settings = BiMambaSettings
     has = (

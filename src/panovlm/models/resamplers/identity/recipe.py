@@ -19,6 +19,7 @@ class IdentityRecipe(WeightlessRecipe):
     """The resampler that leaves tokens as they are."""
 
     name = "identity"
+    keeps_tokens = True
     settings = IdentitySettings
     has = ("identity",)
     observability: ClassVar[dict[str, Observability]] = {}

@@ -30,6 +30,7 @@ class MLPRecipe(ResamplerRecipe):
     """The token-wise MLP resampler."""
 
     name = "mlp"
+    keeps_tokens = True
     settings = MLPSettings
     has = ("mlp.0.weight", "mlp.0.bias")
     lacks = ("input_proj.weight", "query", "proj.weight")
