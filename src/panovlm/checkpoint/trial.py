@@ -23,6 +23,7 @@ from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.lora import attach_lora
 from panovlm.models.model import PanoramaVLM
 from panovlm.models.vision.backbone import VisionBackbone
+from panovlm.models.vision.directions import TokenDirections
 from panovlm.models.vision.projector import PanoramaProjector
 from panovlm.models.vision.resampler import ResamplerModule
 from panovlm.panorama.views import leading_global
@@ -99,6 +100,9 @@ def _build(part: Part, recipe: Recipe, model: PanoramaVLM) -> nn.Module:
                 models,
                 language_dim=model.projector.linear.out_features,
                 leading_global=leading_global(recipe.image_processing),
+                directions=TokenDirections(
+                    recipe.image_processing, model.vision_backbone, model.resampler_module
+                ),
             )
         case _:
             text = PanoramaVLMConfig.backbone(models.language_config, "language_config")

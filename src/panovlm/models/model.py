@@ -168,6 +168,7 @@ class PanoramaVLM(PanoramaNetwork):
     def set_recipe(self, recipe: Recipe) -> None:
         """Replace the recipe where it has no bearing on the modules that are already built."""
         self.recipe = recipe
+        self.directions.follow(recipe.image_processing)
         self.config.recipe = PanoramaVLMConfig(recipe).recipe
 
     @classmethod

@@ -20,6 +20,7 @@ from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.fusion import fuse_vision
 from panovlm.models.language.segments import segment_mask, segment_positions
 from panovlm.models.vision.backbone import VisionBackbone
+from panovlm.models.vision.directions import TokenDirections
 from panovlm.models.vision.grid import Grid, ViewGrid
 from panovlm.models.vision.projector import PanoramaProjector
 from panovlm.models.vision.resampler import ResamplerModule
@@ -37,6 +38,7 @@ class PanoramaNetwork(PreTrainedModel):
 
     Attributes:
         recipe: everything that decides what the model computes.
+        directions: where the resampled tokens look.
     """
 
     config_class = PanoramaVLMConfig
@@ -64,8 +66,14 @@ class PanoramaNetwork(PreTrainedModel):
         self.language_model: nn.Module = language_model or build_language_model(config.text_config)
         width = config.text_config.get_text_config().hidden_size
         self.leading_global = leading_global(self.recipe.image_processing)
+        self.directions = TokenDirections(
+            self.recipe.image_processing, self.vision_backbone, self.resampler_module
+        )
         self.projector = PanoramaProjector(
-            models, language_dim=width, leading_global=self.leading_global
+            models,
+            language_dim=width,
+            leading_global=self.leading_global,
+            directions=self.directions,
         )
         self.text_projection = nn.Linear(width, width) if models.use_text_projection else None
         if models.layout != "original":

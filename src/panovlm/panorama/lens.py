@@ -35,6 +35,11 @@ class Places(NamedTuple):
 class Lens(ABC):
     """The geometry of one view."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether the picture goes once around, so that its right edge is its left one."""
+        return False
+
     @abstractmethod
     def rays(self, across: Doubles, down: Doubles) -> Doubles:
         """Return the unit directions [..., 3] of places; NaN where a picture shows nothing."""
@@ -92,6 +97,11 @@ class Rectangle(Lens):
 
     box: Box
     panorama: tuple[int, int]
+
+    @property
+    def closed(self) -> bool:
+        """See :attr:`Lens.closed`."""
+        return self.box.right - self.box.left == self.panorama[1]
 
     def rays(self, across: Doubles, down: Doubles) -> Doubles:
         """See :meth:`Lens.rays`."""

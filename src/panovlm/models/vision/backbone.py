@@ -120,6 +120,17 @@ class VisionBackbone(nn.Module):
             )
         return ViewGrid(rows, columns, extra)
 
+    def read_share(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Return the parts of a view's height and width that are read.
+
+        Pixels behind the last whole patch, at the right and lower edges, are not.
+
+        Args:
+            size: (height, width) of the view in pixels.
+        """
+        rows, columns = _grid(size, self._patch)
+        return rows * self._patch[0] / size[0], columns * self._patch[1] / size[1]
+
     @property
     def _reads_patches(self) -> bool:
         """SigLIP 2 NaFlex reads flattened patches instead of pictures."""

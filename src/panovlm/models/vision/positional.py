@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from panovlm.errors import ConfigError
+
 Spatial = Literal["sinusoidal", "none"]
 MAX_OVERLAP = 0.999
 """Larger overlaps would put all views on one spot."""
@@ -83,6 +85,42 @@ def panorama_positions(
     if spatial == "sinusoidal":
         table += sinusoids(np.arange(rows, dtype=np.float64), width, temperature)[:, None]
     return table.reshape(num_views, rows * columns, width)
+
+
+def direction_positions(
+    directions: npt.NDArray[np.float64], width: int, highest: float
+) -> npt.NDArray[np.float64]:
+    """Return the Fourier features of directions on the sphere.
+
+    Each of the three coordinates, -1 to 1, has sines and cosines of ``width // 6`` frequencies in
+    geometric steps, from half a period over the whole sphere to ``highest`` periods. The slowest
+    ones alone tell all directions apart, and near directions have near codes everywhere, at the
+    seam and at the poles too.
+
+    Args:
+        directions: unit vectors ``[..., 3]``.
+        width: channels D, at least 6.
+        highest: periods of the fastest feature from one end of the sphere to the other.
+
+    Returns:
+        ``[..., D]``, float64: all sines (x, y, z), all cosines, then zeros.
+
+    Raises:
+        ConfigError: there are fewer than six channels.
+    """
+    bands = width // 6
+    if bands == 0:
+        raise ConfigError(
+            f"models.latent_dimension is {width}, but models.pe_type directions needs at least 6 "
+            "channels."
+        )
+    periods = np.geomspace(0.5, highest, bands) if bands > 1 else np.array([0.5])
+    angles = np.pi * directions[..., None] * periods  # [..., 3, bands]
+    flat = angles.reshape(*directions.shape[:-1], 3 * bands)
+    code = np.zeros((*directions.shape[:-1], width))
+    code[..., : 3 * bands] = np.sin(flat)
+    code[..., 3 * bands : 6 * bands] = np.cos(flat)
+    return code
 
 
 @lru_cache(maxsize=16)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 
 from panovlm.config.schema import ModelSettings
 from panovlm.errors import ConfigError
+from panovlm.models.vision.canvas import canvas
+from panovlm.models.vision.directions import TokenDirections, TokenRays
 from panovlm.models.vision.grid import Grid, token_grid
-from panovlm.models.vision.positional import cached_positions
-from panovlm.models.vision.stitching import stitch, strip_columns
+from panovlm.models.vision.positional import cached_positions, direction_positions
+from panovlm.models.vision.stitching import read_canvas, stitch, strip_columns
 
 
 class PanoramaProjector(nn.Module):
@@ -21,13 +25,34 @@ class PanoramaProjector(nn.Module):
         leading_global: whether the first view shows the whole panorama. With
             ``settings.global_view == "apart"`` its tokens get no position and stand, row by row,
             in front of the stitched strip of the other views.
+        directions: where the tokens look; needed for ``pe_type`` directions and ``stitching_mode``
+            sphere.
+
+    Raises:
+        ConfigError: these are asked for, but a view of the whole panorama counts as a tile.
     """
 
-    def __init__(self, settings: ModelSettings, *, language_dim: int, leading_global: bool) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        *,
+        language_dim: int,
+        leading_global: bool,
+        directions: TokenDirections | None = None,
+    ) -> None:
         super().__init__()
+        self._directions = directions
         self.settings = settings
         self.apart = int(leading_global and settings.global_view == "apart")
         positioned = settings.use_projection_positional_encoding
+        self._sphere = settings.stitching_mode == "sphere"
+        true_places = self._sphere or (positioned and settings.pe_type == "directions")
+        if true_places and leading_global and not self.apart:
+            raise ConfigError(
+                "models.global_view is first_view, but models.pe_type directions and "
+                "stitching_mode sphere need the view of the whole panorama to stand apart from "
+                "the tiles; set global_view to apart."
+            )
         self.dropout = nn.Dropout(settings.pe_dropout if positioned else 0.0)
         self.linear = nn.Linear(settings.latent_dimension, language_dim)
 
@@ -41,7 +66,10 @@ class PanoramaProjector(nn.Module):
         """
         rows, columns = _laid_out(tokens_per_view, grid)
         tiles = num_views - self.apart
-        strip = rows * strip_columns(tiles, columns, self.settings) if tiles else 0
+        if tiles and self._sphere:
+            strip = len(canvas(self._rays(tiles, tokens_per_view, grid)).view)
+        else:
+            strip = rows * strip_columns(tiles, columns, self.settings) if tiles else 0
         return self.apart * tokens_per_view + strip
 
     def forward(self, tokens: Tensor, num_views: int, grid: Grid | None = None) -> Tensor:
@@ -69,21 +97,52 @@ class PanoramaProjector(nn.Module):
         whole, tiles = views[:, : self.apart], views[:, self.apart :]
         if tiles.shape[1] == 0:
             return self._project(whole).flatten(1, 2)
-        grid = _laid_out(tokens.shape[1], grid)
-        strip = self._project(self._positioned(tiles, grid)).unflatten(2, grid)
-        return torch.cat((self._project(whole).flatten(1, 2), stitch(strip, self.settings)), 1)
+        projected = self._project(self._positioned(tiles, grid))
+        front = self._project(whole).flatten(1, 2)
+        return torch.cat((front, self._stitched(projected, grid)), 1)
+
+    def _stitched(self, tiles: Tensor, grid: Grid | None) -> Tensor:
+        """Return the strip ``[B, T, Dm]`` of projected tiles ``[B, V, S', Dm]``."""
+        if not self._sphere:
+            return stitch(tiles.unflatten(2, _laid_out(tiles.shape[2], grid)), self.settings)
+        rays = self._rays(tiles.shape[1], tiles.shape[2], grid)
+        return read_canvas(tiles[:, :, rays.grid.extra :].flatten(1, 2), canvas(rays))
+
+    def _rays(self, tiles: int, count: int, grid: Grid | None) -> TokenRays:
+        """Return where the tokens of the tiles look.
+
+        Raises:
+            ConfigError: nobody knows, or there are not as many tiles as the settings give.
+        """
+        if self._directions is None:
+            raise ConfigError(
+                "a projector with models.pe_type directions or stitching_mode sphere was built "
+                "without the directions of its tokens; pass a TokenDirections."
+            )
+        rays = self._directions.of(count, grid)
+        if len(rays.sphere.views) != tiles:
+            raise ConfigError(
+                f"the projector got {tiles} tiles, but image_processing gives "
+                f"{len(rays.sphere.views)}, whose directions are known; cut the views with the "
+                "model's own settings."
+            )
+        return rays
 
     def _project(self, tokens: Tensor) -> Tensor:
         return self.linear(self.dropout(tokens))
 
-    def _positioned(self, tiles: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _positioned(self, tiles: Tensor, grid: Grid | None) -> Tensor:
         """Return the tiles ``[B, V, S', D]`` with their positions, if these are switched on."""
         settings = self.settings
         if not settings.use_projection_positional_encoding:
             return tiles
+        if settings.pe_type == "directions":
+            rays = self._rays(tiles.shape[1], tiles.shape[2], grid)
+            codes = _codes(rays, tiles.shape[3], settings.pe_highest_frequency, tiles.device)
+            return (tiles + codes).to(tiles.dtype)
         positions = cached_positions(
             num_views=tiles.shape[1],
-            grid=grid,
+            grid=_laid_out(tiles.shape[2], grid),
             width=tiles.shape[3],
             overlap=settings.overlap_ratio,
             temperature=settings.pe_temperature,
@@ -92,6 +151,15 @@ class PanoramaProjector(nn.Module):
             device=tiles.device,
         )
         return (tiles + positions).to(tiles.dtype)
+
+
+@lru_cache(maxsize=16)
+def _codes(rays: TokenRays, width: int, highest: float, device: torch.device) -> Tensor:
+    """Return the codes ``[V, S', D]`` of the tokens' directions, float32; do not modify them."""
+    table = direction_positions(rays.tokens, width, highest)
+    # A tensor made in inference mode could never take part in training later.
+    with torch.inference_mode(mode=False):
+        return torch.from_numpy(table.astype("float32")).to(device)
 
 
 def _laid_out(count: int, grid: Grid | None) -> Grid:

@@ -19,6 +19,8 @@ class ResamplerModule(nn.Module):
         vision_dim: width Dv of the tower's tokens.
 
     Attributes:
+        name: the architecture.
+        keeps_tokens: whether every token of the tower leaves as one token, in its place.
         reads_grid: whether the architecture must know where a view's tokens lie.
         crosses_views: whether a view's tokens depend on the other views of its sample.
 
@@ -30,6 +32,8 @@ class ResamplerModule(nn.Module):
         super().__init__()
         self._recipe = recipe(settings.resampler_type)
         self._settings = settings.resampler_config
+        self.name = self._recipe.name
+        self.keeps_tokens = self._recipe.keeps_tokens
         self.reads_grid = "view" in self._recipe.takes
         self.crosses_views = self._recipe.crosses_views(self._settings)
         self.resampler = self._recipe.build(

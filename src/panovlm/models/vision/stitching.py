@@ -1,7 +1,8 @@
 """Joining the views' token grids into one strip along the panorama.
 
 Every mode is a choice of columns: side by side, without the columns that a view shares with the
-one before, or resampled at regular places of the strip with the overlaps averaged.
+one before, or resampled at regular places of the strip with the overlaps averaged. Only the mode
+``sphere`` knows of true directions; :mod:`panovlm.models.vision.canvas` tells it what to read.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from panovlm.config.schema import ModelSettings
+from panovlm.models.vision.canvas import Canvas
 
 
 def overlap_columns(columns: int, overlap: float) -> int:
@@ -54,6 +56,22 @@ def stitch(tokens: Tensor, settings: ModelSettings) -> Tensor:
         later = tokens[:, 1:, :, _dropped(tokens.shape[3], settings) :]
         strip = torch.cat((first, later.transpose(1, 2).flatten(2, 3)), dim=2)
     return strip.flatten(1, 2)
+
+
+def read_canvas(tokens: Tensor, strip: Canvas) -> Tensor:
+    """Return the strip of the ``sphere`` mode.
+
+    Args:
+        tokens: ``[B, V · rows · columns, D]``, those of all tiles that show a place.
+        strip: what is read where.
+
+    Returns:
+        ``[B, T, D]``.
+    """
+    index = torch.from_numpy(strip.tokens).to(tokens.device)
+    share = torch.from_numpy(strip.weights).to(tokens.device, tokens.dtype)[..., None]
+    corners = (tokens[:, index[:, k]] * share[:, k] for k in range(index.shape[1]))
+    return sum(corners, tokens.new_zeros(()))
 
 
 def _dropped(columns: int, settings: ModelSettings) -> int:
