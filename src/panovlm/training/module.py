@@ -21,7 +21,7 @@ from panovlm.models.language.chat import IGNORED
 from panovlm.models.model import PanoramaVLM
 from panovlm.training.accumulation import ItemMean
 from panovlm.training.freeze import rest_frozen
-from panovlm.training.losses.vicreg import vicreg_overlap_loss
+from panovlm.training.losses import OverlapTokens, overlap_loss, overlap_statistics
 from panovlm.training.optimizer import build_optimizer, build_scheduler
 
 Batch = dict[str, Any]
@@ -66,6 +66,7 @@ class StageModule(lightning.LightningModule):
         self.last_val_loss: float | None = None
         self._mean = ItemMean(settings.accumulate_grad_batches, settings.batch_size)
         self.document: CheckpointMetadata | None = None
+        self._log_interval = 1
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         """Return the stage's loss of one batch, weighed by what the batch holds."""
@@ -88,6 +89,10 @@ class StageModule(lightning.LightningModule):
         size = self._items(batch)
         loss = self._loss(batch, "val")
         self.log("val_loss", loss, prog_bar=True, on_epoch=True, batch_size=size, sync_dist=True)
+
+    def on_fit_start(self) -> None:
+        """Note which steps are logged; what costs time is measured in these only."""
+        self._log_interval = self.trainer.log_every_n_steps
 
     def on_train_start(self) -> None:
         """Keep frozen components in evaluation mode (a resumed epoch has no start of its own)."""
@@ -114,23 +119,28 @@ class StageModule(lightning.LightningModule):
         return int((batch["labels"] != IGNORED).sum())
 
     def _overlap_loss(self, pixel_values: Tensor, split: str) -> Tensor:
-        """Return the weighted VICReg loss between neighbouring views."""
+        """Return the weighted loss between tokens that show the same; log what it is made of."""
         features, grid = self.model.resampled(pixel_values)
         if self.model.vicreg_projector is not None:
             features = self.model.vicreg_projector(features)
         models = self.model.recipe.models
-        terms = vicreg_overlap_loss(
+        tokens = OverlapTokens(
             features,
             num_views=pixel_values.shape[1],
-            settings=models,
             has_class_token=self.model.vision_backbone.has_class_token,
             leading_global=self.model.leading_global,
             grid=grid,
+            directions=self.model.directions,
         )
-        for name in ("invariance", "variance", "covariance"):
-            value = getattr(terms, name).detach()
-            self.log(f"{split}_vicreg_{name}", value, batch_size=pixel_values.shape[0])
-        return terms.total
+        terms = overlap_loss(tokens, models)
+        told = {f"{models.overlap_loss}_{name}": terms[name] for name in terms.keys() - {"total"}}
+        if split == "val" or (self.global_step + 1) % self._log_interval == 0:
+            measured = overlap_statistics(tokens.sides(models))
+            told |= {f"overlap_{name}": value for name, value in measured.items()}
+        for name, value in told.items():
+            size = pixel_values.shape[0]
+            self.log(f"{split}_{name}", value.detach(), batch_size=size, sync_dist=split == "val")
+        return terms["total"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule over the steps of this stage."""

@@ -136,25 +136,32 @@ def _terms(right: Tensor, left: Tensor, settings: ModelSettings) -> VICRegTerms:
     sides = torch.cat((right, left))
     groups = sides if settings.vicreg_mode == "pairwise" else sides.flatten(0, 1)[None]
     invariance = (right - left).square().mean()
-    variance = _variance(groups, settings.vicreg_gamma)
-    covariance = _covariance(groups)
+    variance = variance_term(groups, settings.vicreg_gamma)
+    covariance = covariance_term(groups)
+    total = limited_total(invariance, variance, covariance, settings)
+    return VICRegTerms(total, invariance, variance, covariance)
+
+
+def limited_total(
+    invariance: Tensor, variance: Tensor, covariance: Tensor, settings: ModelSettings
+) -> Tensor:
+    """Return the weighted sum of the terms, at most 1e6, times ``vicreg_loss_weight``."""
     total = (
         settings.vicreg_similarity_weight * invariance
         + settings.vicreg_variance_weight * variance
         + settings.vicreg_covariance_weight * covariance
     )
-    total = settings.vicreg_loss_weight * total.clamp(max=LARGEST_LOSS)
-    return VICRegTerms(total, invariance, variance, covariance)
+    return settings.vicreg_loss_weight * total.clamp(max=LARGEST_LOSS)
 
 
-def _variance(groups: Tensor, gamma: float) -> Tensor:
-    """Return how far channels fall short of a standard deviation of ``gamma``, on average."""
+def variance_term(groups: Tensor, gamma: float) -> Tensor:
+    """Return how far channels of groups ``[G, L, D]`` fall short of a deviation of ``gamma``."""
     std = (groups.var(dim=1, correction=0) + STD_EPSILON).sqrt()
     return (gamma - std).relu().mean()
 
 
-def _covariance(groups: Tensor) -> Tensor:
-    """Return the mean over groups of the squared off-diagonal covariances, divided by D.
+def covariance_term(groups: Tensor) -> Tensor:
+    """Return the mean over groups ``[G, L, D]`` of the squared off-diagonal covariances over D.
 
     The squares of all entries of ``XᵀX`` and of ``XXᵀ`` have one sum, so the smaller of the two
     matrices is built: an overlap has far fewer tokens than a token has channels.
