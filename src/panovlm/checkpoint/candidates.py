@@ -32,9 +32,11 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
     "models.overlap_ratio": OVERLAPS,
     "models.pe_temperature": (100.0, 1000.0, 10000.0, 100000.0, 1000000.0),
     # "stride_views" is another name of "drop_overlap".
-    "models.stitching_mode": ("drop_overlap", "concat", "resample"),
+    "models.stitching_mode": ("drop_overlap", "concat", "resample", "sphere"),
+    "models.pe_highest_frequency": (4.0, 8.0, 16.0, 32.0, 64.0),
     "image_processing.overlap_ratio": OVERLAPS,
     "image_processing.fov_deg": (45.0, 60.0, 65.0, 70.0, 75.0, 80.0, 90.0, 100.0, 110.0, 120.0),
+    "image_processing.pitch_rows": (1, 2, 3),
     "image_processing.anyres_patch_size": (224, 256, 336, 378, 384, 448, 512),
     "image_processing.anyres_max_patches": (4, 6, 8, 9, 10, 12, 16),
     "system_messages.default": (DEFAULT_SYSTEM_MESSAGE, ""),

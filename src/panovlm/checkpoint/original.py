@@ -27,6 +27,7 @@ CERTAIN = frozenset(
         f"{RESAMPLER}.cross_view",
         f"{RESAMPLER}.num_attention_heads",
         "models.global_view",
+        "models.pe_type",
         "models.training_placeholder",
         "models.vision_token_fallback_ends",
     }

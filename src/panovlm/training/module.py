@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -92,7 +92,7 @@ class StageModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Note which steps are logged; what costs time is measured in these only."""
-        self._log_interval = self.trainer.log_every_n_steps
+        self._log_interval = cast(Any, self.trainer).log_every_n_steps
 
     def on_train_start(self) -> None:
         """Keep frozen components in evaluation mode (a resumed epoch has no start of its own)."""

@@ -19,7 +19,7 @@ from panovlm.checkpoint.probe.compare import (
     sketch_differences,
 )
 from panovlm.checkpoint.probe.measure import measure_part, measure_prompt, measure_views
-from panovlm.checkpoint.probe.reach import parts_reached
+from panovlm.checkpoint.probe.reach import parts_changed
 from panovlm.checkpoint.probe.record import PARTS, FoundProbe, Part, Probe, find_probe
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.config.schema import Recipe
@@ -134,7 +134,7 @@ def check_probe(
             report.differences[part] = compared.differences
             if not compared.same_weights:
                 report.other_weights.append(part)
-    excused = {part for name in resolution.changed for part in parts_reached(name)}
+    excused = parts_changed(resolution.changed, model.recipe.models)
     report.expected = [part for part in report.differences if part in excused]
     return report
 

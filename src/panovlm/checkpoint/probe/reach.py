@@ -6,8 +6,11 @@ are generated, or only a name. No torch is needed here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from panovlm.checkpoint.fields import TRAINING_ONLY
 from panovlm.checkpoint.probe.record import Part
+from panovlm.config.model_recipe import ModelSettings
 
 REACH: tuple[tuple[str, tuple[Part, ...]], ...] = (
     ("models.vision_name", ("tower", "preprocessing")),
@@ -50,3 +53,19 @@ def parts_reached(field: str) -> tuple[Part, ...]:
     if field in TRAINING_ONLY or field.startswith(NOWHERE):
         return ()
     return next((parts for beginning, parts in REACH if field.startswith(beginning)), ())
+
+
+def parts_changed(fields: Iterable[str], models: ModelSettings) -> set[Part]:
+    """Return the parts of the probe that changes of some settings reach in a model.
+
+    Where tokens are placed by their true directions, the views decide what the projector does.
+
+    Args:
+        fields: dotted names of the settings.
+        models: settings of the model.
+    """
+    found = {part for field in fields for part in parts_reached(field)}
+    positioned = models.use_projection_positional_encoding and models.pe_type == "directions"
+    if "preprocessing" in found and (positioned or models.stitching_mode == "sphere"):
+        found.add("projector")
+    return found

@@ -80,7 +80,8 @@ def _contrast(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
 def _both_ways(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return DenseCL's two parts for one pair of views, averaged over both ways."""
-    whole = _contrast(*(normalize(s.mean(1), dim=-1)[None] for s in (a, b)), temperature)
+    means = [normalize(side.mean(1), dim=-1)[None] for side in (a, b)]
+    whole = _contrast(means[0], means[1], temperature)
     dense = (_dense(a, b, temperature) + _dense(b, a, temperature)) / 2
     return whole, dense
 

@@ -13,6 +13,9 @@ from panovlm.training.losses.pairs import Sides
 MOST = 1024
 """Tokens that the effective rank is measured on, evenly chosen."""
 
+TINY = 1e-30
+"""Least sum of singular values to divide by."""
+
 
 @torch.no_grad()
 def overlap_statistics(sides: Sequence[Sides]) -> dict[str, Tensor]:
@@ -42,9 +45,7 @@ def effective_rank(tokens: Tensor) -> Tensor:
     chosen = tokens[:: -(-len(tokens) // MOST)].float()
     values = torch.linalg.svdvals(chosen - chosen.mean(dim=0))
     total = values.sum()
-    if total == 0:
-        return total.new_ones(())
-    share = values / total
+    share = values / total.clamp(min=TINY)  # one point has no directions: rank 1
     return torch.special.entr(share).sum().exp()
 
 
