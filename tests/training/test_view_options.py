@@ -28,9 +28,9 @@ from panovlm.training.rundir import LAST
 
 DINO = (
     "models.vision_config={model_type: dinov2, hidden_size: 16, num_hidden_layers: 2,"
-    " num_attention_heads: 1, mlp_ratio: 2, image_size: 16, patch_size: 4}"
+    " num_attention_heads: 1, mlp_ratio: 2, image_size: 16, patch_size: 4, attention_dropout: 0.0}"
 )
-FINER = "models.vision_config.patch_size=4"
+FINER = "models.vision_config={patch_size: 4, attention_dropout: 0.0}"
 VIEWS = {
     "e2p_sphere": "{crop_strategy: e2p_sphere, pitch_rows: 2, poles: true}",
     "icosahedral": "{crop_strategy: icosahedral, icosahedral_views: 12}",
@@ -109,7 +109,7 @@ def test_trained_saved_and_loaded(
     model = PanoramaVLM.from_checkpoint(folder, strict=True)
     assert model.recipe.models.stitching_mode == stitching
     assert model.recipe.models.pe_type == positions
-    panorama = read_panorama(next(scenes.glob("**/*.png")))
+    panorama = read_panorama(next(scenes.glob("images/*")))
     pixels = torch.from_numpy(ViewPipeline(model.recipe.image_processing)(panorama))[None]
     with torch.no_grad():
         evaluated = model.vision_tokens(pixels)
