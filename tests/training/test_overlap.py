@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from panovlm.cli.main import main
 from panovlm.errors import ConfigError
 from panovlm.training.dry_run import plan
 from panovlm.training.overlap import check_overlap
@@ -86,3 +87,21 @@ def test_panoramas_of_a_batch_of_one_cannot_be_told_apart(
     settings = make_settings(tmp_path, "models.overlap_loss=dense_cl", one)
     with pytest.raises(ConfigError, match="batch_size is 1"):
         train(settings, console=Console(file=io.StringIO()))
+
+
+def test_views_are_counted_by_the_command_line(
+    make_settings: Any, small_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["views", "--config", str(small_file)]
+    assert main([*own, "--tokens", "--set", "models.stitching_mode=concat"]) == 0
+    assert "9 views of 4 tokens, 4 after the resampler; the language model reads 36" in (
+        capsys.readouterr().out
+    )
+    # No stage is planned, so that none is refused.
+    assert main([*own, "--stats", "--tokens", "--set", "crop_strategy=cubemap6"]) == 0
+    told = capsys.readouterr().out
+    assert "cubemap6:\n  tiles: 6" in told
+    assert "6 views of 4 tokens" in told
+    assert main(["views"]) == 2
+    assert main(["views", "--tokens"]) == 2
+    assert "name it with --config" in capsys.readouterr().err

@@ -78,7 +78,8 @@ def plan(settings: Settings, stages: Sequence[str] | None = None) -> Plan:
         ConfigError: a backbone's configuration cannot be had, or settings do not fit together.
         DataError: a training table is there but cannot be read.
     """
-    if "vision" in (stages or settings.training.stages):
+    chosen = settings.training.stages if stages is None else stages
+    if "vision" in chosen:
         check_overlap(settings)
         check_batch(settings)
     tower, language = _configs(settings.models)
@@ -101,7 +102,7 @@ def plan(settings: Settings, stages: Sequence[str] | None = None) -> Plan:
         tokens_per_view=tokens,
         vision_tokens=model.projector.num_tokens(views, tokens[1], grid),
         vocabulary=vocabulary,
-        stages=[_stage(model, settings, name) for name in stages or settings.training.stages],
+        stages=[_stage(model, settings, name) for name in chosen],
     )
 
 
