@@ -36,7 +36,10 @@ def main() -> None:
     erp = render(scene, PANORAMA_WIDTH)
     _save(overview(erp, ImageProcessing(image_size=512)), "views.jpg")
     for strategy in get_args(CropStrategy):
-        settings = ImageProcessing(crop_strategy=strategy, image_size=336)
+        size = (336, 672) if strategy == "erp" else 336
+        settings = ImageProcessing(
+            crop_strategy=strategy, image_size=size, poles=True, icosahedral_views=12
+        )
         _save(contact_sheet(erp, settings), f"sheet-{strategy.replace('_', '-')}.jpg")
 
 
