@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from panovlm.config.schema import ImageProcessing
-from panovlm.panorama.lens import Doubles, Lens, directions_of
+from panovlm.panorama.lens import Doubles, Lens, directions_of, unit
 from panovlm.panorama.sphere import SphereViews
 
 ROWS = 512
@@ -119,10 +119,9 @@ def _density(lens: Lens, directions: Doubles, size: tuple[int, int]) -> Doubles:
 
     The area that the picture makes of a small square of directions is measured on the picture.
     """
-    side = np.cross(directions, np.eye(3)[np.abs(directions).argmin(axis=1)])
-    side /= np.linalg.norm(side, axis=1, keepdims=True)
-    other = np.cross(directions, side)
-    steps = []
+    side: Doubles = unit(np.cross(directions, np.eye(3)[np.abs(directions).argmin(axis=1)]))
+    other: Doubles = np.asarray(np.cross(directions, side), np.float64)
+    steps: list[tuple[Doubles, Doubles]] = []
     for way in (side, other):
         ends = [lens.places(directions + sign * NEAR * way) for sign in (-1, 1)]
         across = (ends[1].across - ends[0].across) * size[1]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from panovlm.errors import DataError
+from panovlm.panorama.gpano import complete
 
 MIN_WIDTH = 100
 MIN_HEIGHT = 50
@@ -35,7 +36,8 @@ def read_panorama(path: str | Path) -> NDArray[np.uint8]:
     """Read an equirectangular panorama.
 
     The EXIF orientation is applied. Transparency is dropped, as Pillow's ``convert("RGB")`` does;
-    grey pictures get three equal channels; 16-bit pictures are scaled to 8 bits.
+    grey pictures get three equal channels; 16-bit pictures are scaled to 8 bits. A picture whose
+    GPano metadata call it a part of a panorama is put into its place there, with black around it.
 
     Args:
         path: A JPEG, PNG, WebP or any other file that Pillow reads.
@@ -44,12 +46,13 @@ def read_panorama(path: str | Path) -> NDArray[np.uint8]:
         Pixels [H, W, 3], RGB, 0 to 255.
 
     Raises:
-        DataError: The file is missing, damaged, cut off, of 32-bit pixels, or smaller than
-            100 x 50 pixels.
+        DataError: The file is missing, damaged, cut off, of 32-bit pixels, smaller than 100 x 50
+            pixels, or has GPano metadata that cannot be.
     """
     try:
         with Image.open(path) as file:
-            pixels = _rgb(ImageOps.exif_transpose(file))
+            xmp = file.info.get("xmp", b"")
+            pixels = complete(_rgb(ImageOps.exif_transpose(file)), _bytes(xmp))
     except _DECODER_ERRORS as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise DataError(f"cannot read the panorama {path}: {reason}") from error
@@ -95,3 +98,8 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
             "save it with 8 or 16 bits per channel"
         )
     return np.array(image.convert("RGB"))
+
+
+def _bytes(xmp: object) -> bytes:
+    """Return an XMP packet as bytes, which Pillow gives as text for some formats."""
+    return xmp if isinstance(xmp, bytes) else str(xmp).encode()

@@ -64,7 +64,7 @@ def parts_changed(fields: Iterable[str], models: ModelSettings) -> set[Part]:
         fields: dotted names of the settings.
         models: settings of the model.
     """
-    found = {part for field in fields for part in parts_reached(field)}
+    found: set[Part] = {part for field in fields for part in parts_reached(field)}
     positioned = models.use_projection_positional_encoding and models.pe_type == "directions"
     if "preprocessing" in found and (positioned or models.stitching_mode == "sphere"):
         found.add("projector")

@@ -1,0 +1,71 @@
+"""Pictures of a part of the panorama, by the GPano metadata (XMP) that cameras write."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST = 2**28
+"""Most pixels of a whole panorama that is made of a part of it."""
+_AREA = (
+    "FullPanoWidthPixels",
+    "FullPanoHeightPixels",
+    "CroppedAreaImageWidthPixels",
+    "CroppedAreaImageHeightPixels",
+    "CroppedAreaLeftPixels",
+    "CroppedAreaTopPixels",
+)
+
+
+def complete(pixels: NDArray[np.uint8], xmp: bytes) -> NDArray[np.uint8]:
+    """Put a picture where its metadata says that it lies in the whole panorama; the rest is black.
+
+    A picture that was made smaller or larger after its metadata were written keeps its proportions
+    of the panorama.
+
+    Args:
+        pixels: [h, w, 3].
+        xmp: Its XMP packet; one without GPano metadata leaves the picture as it is.
+
+    Returns:
+        Pixels [H, W, 3] of the whole panorama.
+
+    Raises:
+        ValueError: The metadata are of another projection, incomplete or impossible.
+    """
+    text = xmp.decode("utf-8", "replace")
+    projection = _value(text, "ProjectionType")
+    if projection not in (None, "equirectangular"):
+        raise ValueError(f"its GPano metadata say {projection}, not equirectangular")
+    stated = [_value(text, name) for name in _AREA]
+    if not any(stated):
+        return pixels
+    missing = [name for name, value in zip(_AREA, stated, strict=True) if value is None]
+    if missing:
+        raise ValueError(f"its GPano metadata lack {', '.join(missing)}")
+    full_width, full_height, width, height, left, top = (float(value or "nan") for value in stated)
+    possible = 0 < width <= full_width - left and 0 < height <= full_height - top
+    if not possible or left < 0 or top < 0:
+        raise ValueError(
+            f"its GPano metadata put {width:g} x {height:g} pixels at {left:g}, {top:g} of a "
+            f"panorama of {full_width:g} x {full_height:g}"
+        )
+    scale = pixels.shape[1] / width, pixels.shape[0] / height
+    size = round(full_height * scale[1]), round(full_width * scale[0])
+    if size == pixels.shape[:2]:
+        return pixels
+    if size[0] * size[1] > LARGEST:
+        raise ValueError(f"its whole panorama would have {size[1]} x {size[0]} pixels")
+    column = min(round(left * scale[0]), size[1] - pixels.shape[1])
+    row = min(round(top * scale[1]), size[0] - pixels.shape[0])
+    whole = np.zeros((*size, 3), np.uint8)
+    whole[row : row + pixels.shape[0], column : column + pixels.shape[1]] = pixels
+    return whole
+
+
+def _value(text: str, name: str) -> str | None:
+    """Return a GPano property, written as an attribute or as an element."""
+    found = re.search(rf"GPano:{name}\s*(?:=\s*[\"']|>)\s*([^\"'<]*?)\s*[\"'<]", text)
+    return found[1] if found else None
