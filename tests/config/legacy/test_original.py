@@ -103,6 +103,16 @@ NOT_IN_THE_ORIGINAL = {
     "models.tokenizer_name",
     "models.layout",
     "image_processing.vision_processor",
+    "image_processing.pitch_rows",
+    "image_processing.poles",
+    "image_processing.icosahedral_views",
+    "models.overlap_loss",
+    "models.overlap_pairs",
+    "models.overlap_temperature",
+    "models.overlap_dense_weight",
+    "models.overlap_redundancy_weight",
+    "models.pe_type",
+    "models.pe_highest_frequency",
 }
 # Its schema said 224 x 224, but an unset size came from the tower, as it does today.
 FROM_THE_TOWER = {"image_processing.image_size"}
