@@ -125,8 +125,8 @@ def stage(**settings: object) -> dict[str, Any]:
         (
             {"image_processing": {"crop_strategy": "cube_map"}},
             "image_processing.crop_strategy: expected 'e2p', 'sliding_window', 'cubemap', "
-            "'anyres', 'anyres_max', 'anyres_e2p', 'resize', 'e2p_sphere', 'cubemap6', 'icosahedral' or "
-            "'erp', got 'cube_map'; "
+            "'anyres', 'anyres_max', 'anyres_e2p', 'resize', 'e2p_sphere', 'cubemap6', "
+            "'icosahedral' or 'erp', got 'cube_map'; "
             "did you mean cubemap?",
         ),
         (
