@@ -71,7 +71,7 @@ def questions_of(samples: Iterable[Sample]) -> list[Question]:
         if len(sample.turns) != 1:
             raise DataError(
                 f"{sample.source}: {len(sample.turns)} turns; an evaluation asks one question per "
-                "row, so do not join rows (questions_per_sample) for it"
+                "row: give every question a row of its own"
             )
         text, reference = sample.turns[0]
         questions.append(
