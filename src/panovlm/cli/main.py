@@ -14,6 +14,7 @@ from panovlm.errors import ConfigError, PanoVLMError
 
 COMMANDS = {
     "train": "train the stages of an experiment",
+    "data": "check tables and their images before training",
     "eval": "generate answers with a checkpoint and score them",
     "inspect": "show a checkpoint's configuration and where each setting came from",
     "verify": "load a checkpoint step by step: does it load, as the model that was trained?",

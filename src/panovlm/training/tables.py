@@ -21,6 +21,15 @@ class StageTables:
     val: Sequence[Sample]
 
 
+def stage_files(settings: Settings, stage: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the training and the validation tables of a stage: its own, else those of all."""
+    data, own = settings.data, settings.training.stage_configs[stage].data
+    return (
+        (own.csv_train if own else ()) or data.csv_train,
+        (own.csv_val if own else ()) or data.csv_val,
+    )
+
+
 class Tables:
     """Reads the tables that the stages of an experiment name."""
 
@@ -35,10 +44,7 @@ class Tables:
             DataError: the stage has no training table, or a table or an image of it cannot be
                 used.
         """
-        data = self._settings.data
-        own = self._settings.training.stage_configs[stage].data
-        train_files = (own.csv_train if own else ()) or data.csv_train
-        val_files = (own.csv_val if own else ()) or data.csv_val
+        train_files, val_files = stage_files(self._settings, stage)
         if not train_files:
             raise DataError(
                 f"stage {stage} has no training table; set data.csv_train, or "

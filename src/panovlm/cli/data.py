@@ -1,0 +1,112 @@
+"""``panovlm data check``: find what is wrong with tables and images before training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from panovlm.cli.progress import tracked
+from panovlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from panovlm.config.schema import Settings
+    from panovlm.data.check import Check, Measure
+
+ALLOWABLE = ("aspect", "empty", "duplicate", "long")
+"""Findings that training does not refuse."""
+_SHOWN = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="read everything, report what is wrong")
+    check.add_argument("tables", nargs="*", type=Path, metavar="FILE", help="CSV or JSON table")
+    check.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        help="experiment file: its tables (unless FILE is given), image folder, text limits",
+    )
+    check.add_argument("--data-dir", help="base of relative image paths")
+    check.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        choices=ALLOWABLE,
+        help="count this, but do not fail because of it (repeatable)",
+    )
+    check.add_argument("--json", action="store_true", help="print JSON, with every finding")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check; 1 when something is wrong."""
+    from panovlm.data.check import check_tables
+
+    settings = _settings(options)
+    files = list(options.tables) or (_tables(settings) if settings else [])
+    if not files:
+        raise ConfigError(
+            "there is nothing to check; name a table, or an experiment with --config."
+        )
+    data_dir = options.data_dir
+    if data_dir is None:
+        data_dir = settings.paths.data_dir if settings else ""
+    measure = _measure(settings) if settings else None
+    found = check_tables(
+        files,
+        data_dir=data_dir,
+        measure=measure,
+        track=tracked,
+        threads=min(8, os.cpu_count() or 1),
+    )
+    print(json.dumps(found.as_json(), indent=2) if options.json else _text(found))
+    return 1 if found.counts.keys() - set(options.allow) else 0
+
+
+def _settings(options: argparse.Namespace) -> Settings | None:
+    from panovlm.config.load import load_settings
+
+    return load_settings(options.config) if options.config is not None else None
+
+
+def _tables(settings: Settings) -> list[Path]:
+    """Return the tables of an experiment, each once."""
+    from panovlm.training.tables import stage_files
+
+    stages = [stage_files(settings, name) for name in settings.training.stages]
+    files = [file for train, val in stages for file in (*train, *val)]
+    return [Path(file) for file in dict.fromkeys([*files, *settings.data.csv_test])]
+
+
+def _measure(settings: Settings) -> Measure | None:
+    """Return what judges the length of texts; without the tokenizer nobody can, which is said."""
+    from panovlm.cli.quiet import quiet
+    from panovlm.training.text_limits import text_measure
+
+    if all(name == "vision" for name in settings.training.stages):
+        return None
+    quiet()
+    try:
+        return text_measure(settings)
+    except ConfigError as error:
+        print(f"the length of texts is not checked: {error}", file=sys.stderr)
+        return None
+
+
+def _text(found: Check) -> str:
+    """Return the report for people: a few examples of everything."""
+    from panovlm.data.check import MEANINGS
+
+    lines = [f"{found.tables} table(s), {found.rows} rows, {found.images} images"]
+    for kind, count in found.counts.items():
+        lines.append(f"{kind}: {count} {MEANINGS[kind]}")
+        own = [finding for finding in found.findings if finding.kind == kind]
+        lines += [f"  {finding.source}: {finding.detail}" for finding in own[:_SHOWN]]
+        if count > _SHOWN:
+            lines.append(f"  and {count - _SHOWN} more")
+    return "\n".join(lines if found.findings else [*lines, "nothing wrong"])
