@@ -54,6 +54,7 @@ BLOCKS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("experiment", schema.Experiment),
     ("environment", schema.Environment),
     ("data", schema.Data),
+    ("data.csv_train (an entry with a weight)", schema.WeightedTable),
     ("data.synthetic", schema.SyntheticScenes),
     ("paths", schema.Paths),
     ("models", schema.ModelSettings),
@@ -74,7 +75,7 @@ BLOCKS: tuple[tuple[str, type[BaseModel]], ...] = (
 SPECIAL_KINDS = {
     "resampler_type": ", ".join(f"`{found.name}`" for found in BUILT_IN),
     "image_size": "integer ≥ 1, or a list of two: height, width",
-    "csv_train": "path or list of paths",
+    "csv_train": "path, block `{path, weight}`, or list of both",
     "csv_val": "path or list of paths",
     "csv_test": "path or list of paths",
 }

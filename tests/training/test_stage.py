@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,20 @@ def test_a_stage_without_table(make_settings: MakeSettings) -> None:
     settings: Any = make_settings(Path("runs"), "data.csv_train=[]")
     with pytest.raises(DataError, match=r"stage finetune has no training table; set data"):
         Tables(settings).of("finetune")
+
+
+def test_tables_are_mixed_by_weight(
+    tmp_path: Path, scenes: Path, make_settings: MakeSettings
+) -> None:
+    mixed = f"[{{path: {scenes}/train.csv, weight: 2.5}}, {scenes}/val.csv]"
+    settings = make_settings(tmp_path, f"data.csv_train={mixed}")
+    tables = Tables(settings)
+    rows = tables.of("finetune")
+    assert rows.train_files == (f"{scenes}/train.csv", f"{scenes}/val.csv")
+    assert Counter(row.weight for row in rows.train) == {2.5: 16, 1.0: 4}
+    model = stage_model(settings, "finetune", tables, None)
+    # Packed in pairs: 8 groups of weight 2.5, 2 of weight 1.
+    data = stage_data(settings, "finetune", model, rows)
+    assert len(data.train_dataloader().sampler) == 22  # type: ignore[arg-type]
+    data = stage_data(settings, "vision", model, rows)
+    assert len(data.train_dataloader().sampler) == 22  # type: ignore[arg-type]

@@ -1,4 +1,7 @@
-"""All settings of PanoVLM, typed. Every default stands here, in the recipe or in a resampler's own.
+"""All settings of PanoVLM, typed.
+
+Every default stands here, in the recipe, in :mod:`~panovlm.config.data_settings` or in a resampler's
+own.
 
 A :class:`~panovlm.config.model_recipe.Recipe` is the part that decides what a trained model
 computes; it travels in every checkpoint. :class:`Settings` is a whole experiment: a recipe plus how
@@ -8,11 +11,12 @@ to train it and on what. No torch is imported here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from panovlm.config.base import StrictModel
+from panovlm.config.data_settings import Data, Kind, StageData, SyntheticScenes, WeightedTable
 from panovlm.config.model_recipe import (
     DEFAULT_SYSTEM_MESSAGE,
     RESAMPLER_CONFIGS,
@@ -40,6 +44,7 @@ __all__ = [
     "Experiment",
     "Generation",
     "ImageProcessing",
+    "Kind",
     "Layout",
     "LoRASettings",
     "ModelSettings",
@@ -52,6 +57,7 @@ __all__ = [
     "SystemMessages",
     "Trainable",
     "Training",
+    "WeightedTable",
     "usually_trainable",
 ]
 
@@ -97,20 +103,6 @@ class Trainable(StrictModel):
     """The Linear between resampler and language model."""
     language_model: bool = False
     """The whole language model (its adapters, if any, are trained in any case)."""
-
-
-class StageData(StrictModel):
-    """Training and validation tables of one stage."""
-
-    csv_train: tuple[str, ...] = ()
-    """Training tables."""
-    csv_val: tuple[str, ...] = ()
-    """Validation tables."""
-
-    @field_validator("csv_train", "csv_val", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return () if value is None else (value,) if isinstance(value, str) else value
 
 
 class StageConfig(StrictModel):
@@ -216,58 +208,6 @@ class Training(StrictModel):
                     f"given), but stage_configs has only {', '.join(sorted(self.stage_configs))}"
                 )
         return self
-
-
-Kind = Literal["colour", "shape", "where", "exists", "count", "caption"]
-"""What a question about a synthetic scene asks for."""
-
-
-class SyntheticScenes(StrictModel):
-    """Ray-cast scenes to write before training, when they are not there yet."""
-
-    root: str
-    """Folder for images and tables (train.csv, val.csv, test.csv, and alike.csv if wanted)."""
-    train_scenes: int = Field(default=2000, ge=1)
-    """Panoramas of train.csv."""
-    val_scenes: int = Field(default=50, ge=1)
-    """Panoramas of val.csv."""
-    test_scenes: int = Field(default=200, ge=1)
-    """Panoramas of test.csv."""
-    train_fewest: int = Field(default=3, ge=1, le=5)
-    """Fewest objects in a training scene; scenes with one or two are an easier start. Validation
-    and test scenes have three to five."""
-    alike_scenes: int = Field(default=0, ge=0)
-    """Panoramas of alike.csv, with a table of their own: eight objects of one colour and one shape,
-    and a question about each of the two. They teach a tower without pretrained weights what it
-    sees, before it matters which object is meant."""
-    questions_per_scene: int = Field(default=8, ge=1)
-    """Most rows per panorama."""
-    kinds: tuple[Kind, ...] = Field(default=get_args(Kind), min_length=1)
-    """Kinds of questions to ask."""
-    width: int = Field(default=256, ge=128)
-    """Pixels of the panorama's width; its height is half of that."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the scenes."""
-
-
-class Data(StrictModel):
-    """Tables of image paths and texts."""
-
-    csv_train: tuple[str, ...] = ()
-    """Training tables."""
-    csv_val: tuple[str, ...] = ()
-    """Validation tables."""
-    csv_test: tuple[str, ...] = ()
-    """Tables of an evaluation."""
-    skip_unreadable_images: bool = False
-    """Leave rows out, counted and listed, whose image cannot be read; otherwise it is an error."""
-    synthetic: SyntheticScenes | None = None
-    """Scenes to make first; unset: none."""
-
-    @field_validator("csv_train", "csv_val", "csv_test", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return () if value is None else (value,) if isinstance(value, str) else value
 
 
 class Paths(StrictModel):

@@ -80,6 +80,12 @@ class PanoramaDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self._groups)
 
+    @property
+    def weights(self) -> list[float] | None:
+        """How often each item is taken per epoch, on average; None where each is taken once."""
+        weights = [group[0].weight for group in self._groups]  # the same in every epoch
+        return None if all(weight == 1 for weight in weights) else weights
+
     def __getitem__(self, draw: Draw) -> Item:
         """Return one item.
 

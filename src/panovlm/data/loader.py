@@ -19,6 +19,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from panovlm.data.weights import digest, draw_repeats, epoch_length
 from panovlm.errors import ConfigError, DataError
 
 
@@ -29,6 +30,8 @@ class Draw(NamedTuple):
     """Number of the pass over the data, from 0."""
     number: int
     """Index in the dataset."""
+    repeat: int = 0
+    """How often it was taken before in this pass."""
 
 
 class _Position(NamedTuple):
@@ -48,12 +51,23 @@ class SeededSampler(Sampler[Draw]):
         shuffle: False: the order of the dataset, and every pass counts as epoch 0.
         rank: Which process this is.
         world_size: How many processes there are.
+        weights: How often each sample is taken per epoch, on average; None: once. Only shuffled
+            samples have them.
     """
 
     def __init__(
-        self, length: int, *, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
+        self,
+        length: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        self.length = length
+        self.weights = weights
+        self.length = length if weights is None else epoch_length(weights)
+        """Samples of an epoch, over all processes."""
         self.seed = seed
         self.shuffle = shuffle
         self.rank = rank
@@ -74,13 +88,18 @@ class SeededSampler(Sampler[Draw]):
         order = self._order(epoch)
         order = list(islice(cycle(order), len(self) * self.world_size))
         own = order[self.rank :: self.world_size]
-        return (Draw(epoch, number) for number in own[self.skip :])
+        return iter(own[self.skip :])
 
-    def _order(self, epoch: int) -> list[int]:
+    def _order(self, epoch: int) -> list[Draw]:
         if not self.shuffle:
-            return list(range(self.length))
+            return [Draw(epoch, number) for number in range(self.length)]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.length, generator=generator).tolist()
+        if self.weights is None:
+            taken = [Draw(epoch, number) for number in range(self.length)]
+        else:
+            repeats = enumerate(draw_repeats(self.weights, generator))
+            taken = [Draw(epoch, number, again) for number, n in repeats for again in range(n)]
+        return [taken[place] for place in torch.randperm(len(taken), generator=generator).tolist()]
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -96,6 +115,7 @@ class ResumableLoader(DataLoader[Any]):
         rank: Which training process this is.
         world_size: How many training processes there are.
         pin_memory: Put batches into page-locked memory, for a faster copy to a GPU.
+        weights: How often each sample is taken per epoch, see :class:`SeededSampler`.
     """
 
     def __init__(
@@ -110,6 +130,7 @@ class ResumableLoader(DataLoader[Any]):
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self._order = SeededSampler(
             len(cast("Sequence[Any]", dataset)),
@@ -117,6 +138,7 @@ class ResumableLoader(DataLoader[Any]):
             shuffle=shuffle,
             rank=rank,
             world_size=world_size,
+            weights=weights,
         )
         self._size = batch_size
         self._done = _Position(0, 0)
@@ -160,11 +182,13 @@ class ResumableLoader(DataLoader[Any]):
             ConfigError: The position was taken with another seed, batch size, number of processes
                 or dataset, so that it means nothing here.
         """
-        for name, here in self._identity().items():
-            if state[name] != here:
+        own = self._identity()
+        for name in own.keys() | state.keys() - {"epoch", "done"}:
+            before, here = state.get(name, "unset"), own.get(name, "unset")
+            if before != here:
                 raise ConfigError(
                     f"training cannot be continued in the middle of its data: the checkpoint was "
-                    f"written with {name} {state[name]}, this run has {here}; use the same "
+                    f"written with {name} {before}, this run has {here}; use the same "
                     "settings and tables as before, or start the stage anew from the checkpoint's "
                     "weights"
                 )
@@ -172,12 +196,14 @@ class ResumableLoader(DataLoader[Any]):
         self._done = self._resume = _Position(state["epoch"], state["done"])
 
     def _identity(self) -> dict[str, int]:
-        return {
+        identity = {
             "seed": self._order.seed,
             "batch_size": self._size,
             "world_size": self._order.world_size,
             "length": self._order.length,
         }
+        weights = self._order.weights
+        return identity if weights is None else {**identity, "weights": digest(weights)}
 
 
 def _prepare_worker(_: int) -> None:

@@ -120,6 +120,7 @@ class PanoramaData(LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
             pin_memory=torch.cuda.is_available(),
+            weights=self._datasets[split].weights if shuffle else None,
         )
 
     def _pad_id(self) -> int:

@@ -35,6 +35,8 @@ class Sample:
     ``file.json[3]``, its place in a list."""
     columns: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     """The row's other columns, such as ``query`` or ``kind``."""
+    weight: float = 1.0
+    """How often it is taken per epoch of training, on average."""
 
 
 def read_tables(
@@ -71,8 +73,8 @@ def group_rows(
 ) -> list[tuple[Sample, ...]]:
     """Group rows about one image, up to ``count`` together, so that its views are computed once.
 
-    Which rows meet, and in which order, is drawn anew from ``(seed, epoch)``; the number of
-    groups and the image of each are the same in every epoch, so that a loader can resume in any
+    Rows of different weights stay apart. Which rows meet, and
+    in which order, is drawn anew from ``(seed, epoch)``; the number of groups and the image of each are the same in every epoch, so that a loader can resume in any
     of them.
 
     Args:
@@ -88,9 +90,9 @@ def group_rows(
         raise ValueError(f"count is {count}, expected at least 1")
     if count == 1:
         return [(sample,) for sample in samples]
-    by_image: dict[Path, list[Sample]] = {}
+    by_image: dict[tuple[Path, float], list[Sample]] = {}
     for sample in samples:
-        by_image.setdefault(sample.image, []).append(sample)
+        by_image.setdefault((sample.image, sample.weight), []).append(sample)
     rng = random.Random(f"{seed}/{epoch}")
     groups: list[tuple[Sample, ...]] = []
     for rows in by_image.values():
@@ -99,6 +101,11 @@ def group_rows(
         parts = math.ceil(len(rows) / count)
         groups += [tuple(rows[part::parts]) for part in range(parts)]
     return groups
+
+
+def one_per_image(samples: Sequence[Sample]) -> list[Sample]:
+    """Return one row per panorama, for a stage that reads no text."""
+    return list({sample.image: sample for sample in reversed(samples)}.values())[::-1]
 
 
 def table_rows(file: Path) -> Rows:

@@ -23,6 +23,7 @@ from panovlm.panorama.views import views_of
 from panovlm.training.freeze import ComponentCount, counts, freeze, trainable_parts, widen
 from panovlm.training.overlap import check_batch, check_overlap
 from panovlm.training.preflight import adapters_of
+from panovlm.training.tables import stage_files
 
 COPIES_OF_TRAINED = 3
 """What a trained parameter needs besides itself: gradient and AdamW's two moments."""
@@ -143,12 +144,8 @@ def _vocabulary(settings: Settings) -> int | None:
 
 def _texts(settings: Settings) -> list[str] | None:
     """Return the texts that a word tokenizer is made of, if all training tables are there."""
-    stages = [settings.training.stage_configs[name].data for name in settings.training.stages]
-    tables = {
-        table: None
-        for stage in stages
-        for table in (stage.csv_train if stage else ()) or settings.data.csv_train
-    }
+    stages = settings.training.stages
+    tables = dict.fromkeys(table for name in stages for table in stage_files(settings, name)[0])
     if not tables or not all(Path(table).is_file() for table in tables):
         return None
     samples = read_tables(tables, data_dir=settings.paths.data_dir, check_images=False)

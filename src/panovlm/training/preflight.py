@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from panovlm.config.schema import LoRASettings, Settings, StageConfig
-from panovlm.data.samples import group_rows
+from panovlm.data.samples import group_rows, one_per_image
+from panovlm.data.weights import epoch_length
 from panovlm.errors import ConfigError
 from panovlm.models.language.lora import check_targets
 from panovlm.models.model import PanoramaVLM
@@ -45,9 +46,10 @@ def check_later_stages(
             raise ConfigError(f"stage {name}: {error}") from error
         rows = tables.of(name).train
         if name == "vision":
-            count = len({sample.image for sample in rows})
+            taken = one_per_image(rows)
         else:
-            count = len(group_rows(rows, stage.questions_per_sample, seed=0))
+            taken = [row[0] for row in group_rows(rows, stage.questions_per_sample, seed=0)]
+        count = epoch_length([sample.weight for sample in taken])
         check_interval(name, stage, math.ceil(count / stage.batch_size))
 
 

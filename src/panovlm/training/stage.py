@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from panovlm.checkpoint.metadata import CheckpointMetadata, TrainingRecord
 from panovlm.checkpoint.save import describe_model
 from panovlm.config.schema import Settings, StageConfig
 from panovlm.data.module import PanoramaData
-from panovlm.data.samples import Sample
+from panovlm.data.samples import one_per_image
 from panovlm.errors import ConfigError, MissingDependencyError
 from panovlm.models.assemble import new_model
 from panovlm.models.language.chat import resolve_max_length
@@ -106,8 +106,8 @@ def stage_data(
         if models.fusion_text_limit is not None:  # nothing behind it would be read
             length = min(length, models.fusion_text_limit)
     data = PanoramaData(
-        rows.train if reads_text else _one_per_image(rows.train),
-        rows.val if reads_text else _one_per_image(rows.val),
+        rows.train if reads_text else one_per_image(rows.train),
+        rows.val if reads_text else one_per_image(rows.val),
         pipeline=ViewPipeline(model.recipe.image_processing),
         chat=chat,
         batch_size=stage.batch_size,
@@ -203,6 +203,7 @@ def describer(
     stage = settings.training.stage_configs[name]
     data = {
         "csv_train": list(rows.train_files),
+        "train_weights": [table.weight for table in rows.weighted],
         "csv_val": list(rows.val_files),
         "csv_test": list(settings.data.csv_test),
         "data_dir": settings.paths.data_dir,
@@ -276,11 +277,6 @@ def _recipe_overrides(settings: Settings) -> dict[str, Any]:
         for name, value in flatten(settings.recipe()).items()
         if name.split(".")[-1] not in kept and not name.startswith("lora.") and value is not None
     }
-
-
-def _one_per_image(samples: Sequence[Sample]) -> list[Sample]:
-    """Return one row per panorama, for a stage that reads no text."""
-    return list({sample.image: sample for sample in reversed(samples)}.values())[::-1]
 
 
 def _strategy(settings: Settings, processes: int) -> str:

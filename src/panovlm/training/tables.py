@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from panovlm.config.schema import Settings
+from panovlm.config.schema import Settings, WeightedTable
 from panovlm.data.cache import require_readable
 from panovlm.data.samples import Sample, read_tables
 from panovlm.errors import DataError
@@ -15,19 +15,29 @@ from panovlm.errors import DataError
 class StageTables:
     """The rows of one stage, and the files that they came from."""
 
-    train_files: tuple[str, ...]
+    weighted: tuple[WeightedTable, ...]
     val_files: tuple[str, ...]
     train: Sequence[Sample]
     val: Sequence[Sample]
 
+    @property
+    def train_files(self) -> tuple[str, ...]:
+        """Paths of the training tables."""
+        return tuple(table.path for table in self.weighted)
+
 
 def stage_files(settings: Settings, stage: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the training and the validation tables of a stage: its own, else those of all."""
+    """Return the paths of a stage's training and validation tables."""
     data, own = settings.data, settings.training.stage_configs[stage].data
-    return (
-        (own.csv_train if own else ()) or data.csv_train,
-        (own.csv_val if own else ()) or data.csv_val,
-    )
+    train = tuple(table.path for table in train_tables(settings, stage))
+    return train, (own.csv_val if own else ()) or data.csv_val
+
+
+def train_tables(settings: Settings, stage: str) -> tuple[WeightedTable, ...]:
+    """Return the training tables of a stage: its own, else those of all."""
+    own = settings.training.stage_configs[stage].data
+    tables = (own.csv_train if own else ()) or settings.data.csv_train
+    return tuple(WeightedTable(path=t) if isinstance(t, str) else t for t in tables)
 
 
 class Tables:
@@ -44,13 +54,14 @@ class Tables:
             DataError: the stage has no training table, or a table or an image of it cannot be
                 used.
         """
-        train_files, val_files = stage_files(self._settings, stage)
-        if not train_files:
+        _, val_files = stage_files(self._settings, stage)
+        weighted = train_tables(self._settings, stage)
+        if not weighted:
             raise DataError(
                 f"stage {stage} has no training table; set data.csv_train, or "
                 f"training.stage_configs.{stage}.data.csv_train."
             )
-        return StageTables(train_files, val_files, self._rows(train_files), self._rows(val_files))
+        return StageTables(weighted, val_files, self._train_rows(weighted), self._rows(val_files))
 
     def texts(self) -> Iterator[str]:
         """Yield the training texts of all stages of the experiment, whichever of them are run.
@@ -62,6 +73,15 @@ class Tables:
             for sample in self.of(stage).train:
                 for turn in sample.turns:
                     yield from turn
+
+    def _train_rows(self, tables: tuple[WeightedTable, ...]) -> Sequence[Sample]:
+        if all(table.weight == 1 for table in tables):
+            return self._rows(tuple(table.path for table in tables))
+        return [
+            replace(row, weight=table.weight)
+            for table in tables
+            for row in self._rows((table.path,))
+        ]
 
     def _rows(self, files: tuple[str, ...]) -> list[Sample]:
         if files not in self._read:
