@@ -1,7 +1,7 @@
 """All settings of PanoVLM, typed.
 
-Every default stands here, in the recipe, in :mod:`~panovlm.config.data_settings` or in a resampler's
-own.
+Every default stands here, in the recipe, in :mod:`~panovlm.config.data_settings` or in a
+resampler's own.
 
 A :class:`~panovlm.config.model_recipe.Recipe` is the part that decides what a trained model
 computes; it travels in every checkpoint. :class:`Settings` is a whole experiment: a recipe plus how
@@ -173,6 +173,9 @@ class Training(StrictModel):
     """Overrides ``system_messages.default`` when given."""
     augment: bool = False
     """Colour jitter of the training views."""
+    yaw_turns: int = Field(default=1, ge=1)
+    """Turn every training panorama by a chance multiple of 360° / n, and the directions in its
+    texts with it; 1: no turning. Texts with directions need 2, 4 or 8."""
     cache_views: bool = False
     """Keep the views of every panorama in memory after the first time."""
     checkpoint_every_n_steps: int = Field(default=500, ge=1)
@@ -193,6 +196,15 @@ class Training(StrictModel):
         if not isinstance(value, Mapping):
             return value
         return {name: _with_usual_components(name, stage) for name, stage in value.items()}
+
+    @model_validator(mode="after")
+    def _views_to_keep_are_not_turned(self) -> Training:
+        if self.yaw_turns > 1 and self.cache_views:
+            raise ValueError(
+                f"cache_views keeps the views of panoramas as they are, but yaw_turns is "
+                f"{self.yaw_turns}; switch one of the two off"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stages_are_configured(self) -> Training:

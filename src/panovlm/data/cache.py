@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from panovlm.data.samples import Sample
+from panovlm.data.turns import rolled
 from panovlm.errors import DataError
 from panovlm.panorama.image import check_panorama, read_panorama
 from panovlm.panorama.pipeline import ViewPipeline
@@ -64,14 +65,22 @@ class ViewCache:
         return self._views[self._rows[image]].numpy()
 
 
-def load_views(sample: Sample, pipeline: ViewPipeline) -> NDArray[np.uint8]:
+def load_views(
+    sample: Sample, pipeline: ViewPipeline, turn: tuple[int, int] = (0, 1)
+) -> NDArray[np.uint8]:
     """Read and render the panorama of a sample: uint8 [V, h, w, 3].
 
+    Args:
+        sample: Names the image.
+        pipeline: Renders it.
+        turn: How far the panorama is turned first: so many times one so-manieth of a circle.
+
     Raises:
-        DataError: The image cannot be read; the message names the row.
+        DataError: The image cannot be read or turned; the message names the row.
     """
     try:
-        return pipeline.render(read_panorama(sample.image))
+        erp = read_panorama(sample.image)
+        return pipeline.render(rolled(erp, *turn) if turn[0] else erp)
     except DataError as error:
         raise DataError(f"{sample.source}: {error}. {_MEND}") from error
 

@@ -16,7 +16,8 @@ from panovlm.data.cache import ViewCache, load_views
 from panovlm.data.loader import Draw
 from panovlm.data.packing import pack
 from panovlm.data.samples import Sample, group_rows
-from panovlm.errors import DataError
+from panovlm.data.turns import turned_conversation
+from panovlm.errors import ConfigError, DataError
 from panovlm.models.language.chat import IGNORED, ChatFormat
 from panovlm.panorama.pipeline import ViewPipeline
 
@@ -51,7 +52,9 @@ class PanoramaDataset(Dataset[Item]):
             its own; which rows meet is drawn anew in every epoch.
         seed: Seed of the groups and of the jitter.
         augment: Change brightness, contrast and saturation by chance.
-        cache: Rendered views to use instead of reading the images.
+        cache: Rendered views to use instead of reading the images; they cannot be turned.
+        yaw_turns: Turn panoramas by a chance multiple of this part of a circle, and the texts with
+            them; 1: do not.
     """
 
     def __init__(
@@ -65,7 +68,10 @@ class PanoramaDataset(Dataset[Item]):
         seed: int = 0,
         augment: bool = False,
         cache: ViewCache | None = None,
+        yaw_turns: int = 1,
     ) -> None:
+        if cache is not None and yaw_turns > 1:
+            raise ConfigError("rendered views cannot be turned; use yaw_turns without a cache")
         self._rows = samples
         self._pipeline = pipeline
         self._chat = chat
@@ -74,6 +80,7 @@ class PanoramaDataset(Dataset[Item]):
         self._seed = seed
         self._augment = augment
         self._cache = cache
+        self._yaw_turns = yaw_turns
         self._epoch = 0
         self._groups = group_rows(samples, questions_per_sample, seed, 0)
 
@@ -92,13 +99,13 @@ class PanoramaDataset(Dataset[Item]):
         Raises:
             DataError: The image cannot be read, or ``max_length`` leaves nothing of the answers.
         """
-        group = self._group(draw)
-        pixels = torch.from_numpy(self._pipeline.normalise(self._views(group[0], draw)))
+        group, turn = self._group(draw), self._turn(draw)
+        pixels = torch.from_numpy(self._pipeline.normalise(self._views(group[0], draw, turn)))
         source = ", ".join(sample.source for sample in group)
         item: Item = {"pixel_values": pixels, "source": source}
         if self._chat is None:
             return item
-        packed = pack([self._text(sample, self._chat) for sample in group], self._chat)
+        packed = pack([self._text(sample, self._chat, turn) for sample in group], self._chat)
         item["input_ids"], item["labels"] = packed.ids, packed.labels
         if len(group) > 1:
             item["segments"] = packed.segments
@@ -110,17 +117,27 @@ class PanoramaDataset(Dataset[Item]):
             self._epoch = draw.epoch
         return self._groups[draw.number]
 
-    def _views(self, sample: Sample, draw: Draw) -> NDArray[np.uint8]:
+    def _turn(self, draw: Draw) -> int:
+        """Return how often the panorama is turned."""
+        if self._yaw_turns == 1:
+            return 0
+        # The last number keeps this apart from the jitter's chance.
+        return int(np.random.default_rng((self._seed, *draw, 1)).integers(self._yaw_turns))
+
+    def _views(self, sample: Sample, draw: Draw, turn: int) -> NDArray[np.uint8]:
         if self._cache is not None:
             views = self._cache[sample.image]
         else:
-            views = load_views(sample, self._pipeline)
+            views = load_views(sample, self._pipeline, (turn, self._yaw_turns))
         if not self._augment:
             return views
         return jitter(views, np.random.default_rng((self._seed, *draw)))
 
-    def _text(self, sample: Sample, chat: ChatFormat) -> tuple[list[int], list[int]]:
-        ids, labels = chat.training_example(sample.turns, self._max_length)
+    def _text(self, sample: Sample, chat: ChatFormat, turn: int) -> tuple[list[int], list[int]]:
+        said = sample.turns
+        if turn:
+            said = turned_conversation(said, turn, self._yaw_turns)
+        ids, labels = chat.training_example(said, self._max_length)
         if all(label == IGNORED for label in labels):
             raise DataError(
                 f"{sample.source}: max_text_length {self._max_length} cuts the whole answer off, "

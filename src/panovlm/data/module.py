@@ -37,6 +37,7 @@ class PanoramaData(LightningDataModule):
         num_workers: Processes that load samples; 0: the training process itself.
         augment: Colour jitter of the training views.
         cache_views: Render all views once, when training starts, and keep them in memory.
+        yaw_turns: Turn the training panoramas by a chance multiple of this part of a circle.
         skip_unreadable: Leave out, and log, rows whose image cannot be read.
     """
 
@@ -54,6 +55,7 @@ class PanoramaData(LightningDataModule):
         num_workers: int = 0,
         augment: bool = False,
         cache_views: bool = False,
+        yaw_turns: int = 1,
         skip_unreadable: bool = False,
     ) -> None:
         super().__init__()
@@ -72,6 +74,7 @@ class PanoramaData(LightningDataModule):
         self._num_workers = num_workers
         self._augment = augment
         self._cache_views = cache_views
+        self._yaw_turns = yaw_turns
         self._skip_unreadable = skip_unreadable
         self._datasets: dict[str, PanoramaDataset] = {}
 
@@ -83,7 +86,7 @@ class PanoramaData(LightningDataModule):
         """
         for split, samples in self._samples.items():
             if samples and split not in self._datasets:
-                self._datasets[split] = self._dataset(samples, augment=split == "train")
+                self._datasets[split] = self._dataset(samples, vary=split == "train")
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the shuffled training batches, whose position a checkpoint keeps."""
@@ -93,7 +96,7 @@ class PanoramaData(LightningDataModule):
         """Return the validation batches, always the same; an empty list when there are none."""
         return self._loader("val", shuffle=False) if "val" in self._datasets else []
 
-    def _dataset(self, samples: Sequence[Sample], *, augment: bool) -> PanoramaDataset:
+    def _dataset(self, samples: Sequence[Sample], *, vary: bool) -> PanoramaDataset:
         threads = max(1, self._num_workers)
         if self._skip_unreadable:
             samples = readable(samples, threads)
@@ -104,7 +107,8 @@ class PanoramaData(LightningDataModule):
             max_length=self._max_length,
             questions_per_sample=self._questions,
             seed=self._seed,
-            augment=self._augment and augment,
+            augment=self._augment and vary,
+            yaw_turns=self._yaw_turns if vary else 1,
             cache=ViewCache(samples, self._pipeline, threads) if self._cache_views else None,
         )
 

@@ -73,9 +73,9 @@ def group_rows(
 ) -> list[tuple[Sample, ...]]:
     """Group rows about one image, up to ``count`` together, so that its views are computed once.
 
-    Rows of different weights stay apart. Which rows meet, and
-    in which order, is drawn anew from ``(seed, epoch)``; the number of groups and the image of each are the same in every epoch, so that a loader can resume in any
-    of them.
+    Rows of different weights stay apart. Which rows meet, and in which order, is drawn anew from
+    ``(seed, epoch)``; the number of groups and the image of each are the same in every epoch, so
+    that a loader can resume in any of them.
 
     Args:
         samples: Rows; those about one image need not be neighbours.

@@ -28,6 +28,9 @@ _DECODER_ERRORS = (
 )
 """What Pillow raises for missing, damaged, cut or oversized files, depending on the format."""
 
+_ORIENTATION = 0x0112
+"""EXIF tag; from 5 on, width and height change places."""
+
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
 """Last bytes of a file that was written to its end."""
 
@@ -63,6 +66,21 @@ def read_panorama(path: str | Path) -> NDArray[np.uint8]:
             f"at least {MIN_WIDTH} x {MIN_HEIGHT} are needed"
         )
     return pixels
+
+
+def panorama_size(path: str | Path) -> tuple[int, int]:
+    """Return width and height of what :func:`read_panorama` gives, from the file's header.
+
+    Raises:
+        DataError: The header cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            lies = picture.getexif().get(_ORIENTATION, 1) >= 5
+    except _DECODER_ERRORS as error:
+        raise DataError(f"cannot read the panorama {path}: {error}") from error
+    return (height, width) if lies else (width, height)
 
 
 def check_panorama(path: str | Path) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from panovlm.checkpoint.backbones import named_config
 from panovlm.config.schema import ModelSettings, Settings
 from panovlm.data.samples import read_tables
+from panovlm.data.turns import all_turned
 from panovlm.errors import ConfigError
 from panovlm.models.assemble import backbone_configs
 from panovlm.models.configuration import PanoramaVLMConfig
@@ -150,7 +151,8 @@ def _texts(settings: Settings) -> list[str] | None:
         return None
     samples = read_tables(tables, data_dir=settings.paths.data_dir, check_images=False)
     recipe = settings.recipe()
-    texts = [text for sample in samples for turn in sample.turns for text in turn]
+    said = (turns for row in samples for turns in all_turned(row, settings.training.yaw_turns))
+    texts = [text for turns in said for turn in turns for text in turn]
     return [*texts, recipe.system_messages.default, recipe.models.default_generation_prompt]
 
 

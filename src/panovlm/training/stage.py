@@ -23,6 +23,7 @@ from panovlm.checkpoint.save import describe_model
 from panovlm.config.schema import Settings, StageConfig
 from panovlm.data.module import PanoramaData
 from panovlm.data.samples import one_per_image
+from panovlm.data.turns import all_turned
 from panovlm.errors import ConfigError, MissingDependencyError
 from panovlm.models.assemble import new_model
 from panovlm.models.language.chat import resolve_max_length
@@ -101,7 +102,8 @@ def stage_data(
     length = None
     if chat is not None and model.tokenizer is not None:
         setting = stage.max_text_length or models.max_text_length
-        texts = (chat.training_text(sample.turns) for sample in rows.train)
+        said = (turns for row in rows.train for turns in all_turned(row, training.yaw_turns))
+        texts = map(chat.training_text, said)
         length = resolve_max_length(setting, model.tokenizer, texts)
         if models.fusion_text_limit is not None:  # nothing behind it would be read
             length = min(length, models.fusion_text_limit)
@@ -117,6 +119,7 @@ def stage_data(
         num_workers=training.num_workers,
         augment=training.augment,
         cache_views=training.cache_views,
+        yaw_turns=training.yaw_turns,
         skip_unreadable=settings.data.skip_unreadable_images,
     )
     data.setup("fit")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from panovlm.config.schema import Settings, WeightedTable
 from panovlm.data.cache import require_readable
 from panovlm.data.samples import Sample, read_tables
+from panovlm.data.turns import all_turned, require_turnable
 from panovlm.errors import DataError
 
 
@@ -46,6 +47,7 @@ class Tables:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._read: dict[tuple[str, ...], list[Sample]] = {}
+        self._turnable: set[str] = set()
 
     def of(self, stage: str) -> StageTables:
         """Return the rows of a stage.
@@ -61,7 +63,12 @@ class Tables:
                 f"stage {stage} has no training table; set data.csv_train, or "
                 f"training.stage_configs.{stage}.data.csv_train."
             )
-        return StageTables(weighted, val_files, self._train_rows(weighted), self._rows(val_files))
+        train = self._train_rows(weighted)
+        turns = self._settings.training.yaw_turns
+        if turns > 1 and stage not in self._turnable:
+            require_turnable(train, turns, reads_text=stage != "vision")
+            self._turnable.add(stage)
+        return StageTables(weighted, val_files, train, self._rows(val_files))
 
     def texts(self) -> Iterator[str]:
         """Yield the training texts of all stages of the experiment, whichever of them are run.
@@ -71,8 +78,9 @@ class Tables:
         """
         for stage in self._settings.training.stages:
             for sample in self.of(stage).train:
-                for turn in sample.turns:
-                    yield from turn
+                for turns in all_turned(sample, self._settings.training.yaw_turns):
+                    for turn in turns:
+                        yield from turn
 
     def _train_rows(self, tables: tuple[WeightedTable, ...]) -> Sequence[Sample]:
         if all(table.weight == 1 for table in tables):
