@@ -69,7 +69,9 @@ def read_panorama(path: str | Path) -> NDArray[np.uint8]:
 
 
 def panorama_size(path: str | Path) -> tuple[int, int]:
-    """Return width and height of what :func:`read_panorama` gives, from the file's header.
+    """Return width and height of a picture, from the file's header, with its EXIF orientation.
+
+    A part of a panorama has its own size, not that of the whole which its GPano metadata tell.
 
     Raises:
         DataError: The header cannot be read.
