@@ -214,8 +214,8 @@ OTHER = {
     ),
     "set without =": (["eval", "--checkpoint", "{trained}", "--set", "foo"], r"FIELD=VALUE was"),
     "set of nothing": (
-        ["eval", "--checkpoint", "{trained}", "--set", "models.overlap=1"],
-        r"models\.overlap: unknown setting; did you mean models\.overlap_ratio\?",
+        ["eval", "--checkpoint", "{trained}", "--set", "models.overlap_rati=1"],
+        r"models\.overlap_rati: unknown setting; did you mean models\.overlap_ratio\?",
     ),
     "set to nonsense": (
         ["eval", "--checkpoint", "{trained}", "--set", "models.overlap_ratio=many"],

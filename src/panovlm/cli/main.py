@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(next((word for word in arguments if word in COMMANDS), None))
     try:
-        options = parser.parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            name = f"{parser.prog} {options.command}" if options.command else parser.prog
+            raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}. See `{name} --help`.")
         if options.command is None:
             parser.print_help()
             return 2
