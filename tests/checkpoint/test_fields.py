@@ -114,6 +114,7 @@ def test_only_what_is_given_is_stated():
     assert flatten_stated(Recipe.model_validate(given)) == {
         "models.overlap_ratio": 0.25,
         "models.layout": "panovlm-1",
+        "models.pe_type": "columns",
         "lora.alpha": 3.0,
         # Documents from before these fields were computed with as their defaults say.
         "models.fusion_text_limit": None,

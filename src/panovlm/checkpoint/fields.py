@@ -81,7 +81,14 @@ BEARING: tuple[tuple[str, str, frozenset[Any]], ...] = (
 some values."""
 
 
-ADDED = frozenset({"models.fusion_text_limit", "models.vision_token_fallback_ends"})
+ADDED = frozenset(
+    {
+        "models.fusion_text_limit",
+        "models.vision_token_fallback_ends",
+        "models.pe_type",
+        "models.resampler_config.cross_view",
+    }
+)
 """Fields that documents of the present schema version had not from the beginning."""
 
 
