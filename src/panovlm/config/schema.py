@@ -88,6 +88,9 @@ class Environment(StrictModel):
     """``auto``: bf16-mixed on an accelerator that supports it, else 32-true."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; unset: torch decides."""
+    scan_backend: Literal["auto", "torch", "numba"] = "auto"
+    """What computes Mamba's selective scan, to the same numbers. ``numba``: compiled loops on the
+    CPU (extra ``fast``); ``auto``: these where installed, else torch."""
 
 
 class Trainable(StrictModel):

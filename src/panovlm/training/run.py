@@ -20,6 +20,7 @@ from panovlm.config.schema import Settings
 from panovlm.data.module import PanoramaData
 from panovlm.data.synthetic import write_scenes
 from panovlm.errors import CheckpointError, ConfigError, PanoVLMError
+from panovlm.models.mamba import backends
 from panovlm.training.freeze import counts, table
 from panovlm.training.module import StageModule
 from panovlm.training.overlap import check_batch, check_overlap
@@ -115,6 +116,7 @@ class _Run:
         if "vision" in names and "vision" not in done:
             check_overlap(settings)
             check_batch(settings)
+        backends.use(settings.environment.scan_backend)
         self.processes = training_processes(settings)
         if settings.data.synthetic is not None:
             with self.console.status("writing synthetic scenes"):

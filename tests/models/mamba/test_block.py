@@ -33,7 +33,7 @@ def randomise(module: nn.Module) -> None:
     ("d_model", "expand", "d_state", "d_conv", "length"),
     [(24, 1.75, 8, 4, 37), (20, 2.0, 5, 2, 16), (17, 1.3, 4, 3, 1), (8, 0.5, 3, 1, 5)],
 )
-def test_equals_transformers(d_model, expand, d_state, d_conv, length) -> None:
+def test_equals_transformers(backend, d_model, expand, d_state, d_conv, length) -> None:
     mixer = MambaMixer(d_model, expand=expand, d_state=d_state, d_conv=d_conv)
     randomise(mixer)
     reference = reference_of(mixer, d_model, d_state, d_conv)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from panovlm.models.mamba.scan import scan_from
+from panovlm.models.mamba.scan_torch import scan_from
 
 
 def loop_scan(

@@ -1,0 +1,193 @@
+"""The selective scan against the usual ways to compute it, forwards and with gradients.
+
+    python benchmarks/scan.py [--runs 7] [--json scan.json] [--update docs/performance.md]
+
+``loop`` is the plain formula, a Python loop over time on all states, as in mamba-ssm's reference
+and on transformers' path without kernels. ``mambapy`` is its parallel scan, where it is installed.
+Every output is compared with float64 before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import torch
+from machine import machine, spread
+from torch import Tensor, nn
+
+from panovlm.models.mamba import backends
+from panovlm.models.mamba.scan import selective_scan
+
+MARKS = ("<!-- benchmarks/scan.py -->", "<!-- end -->")
+SHAPES = {
+    "large, B9 L256 D1792 N64": (9, 256, 1792, 64),
+    "one view, B1 L256 D1792 N64": (1, 256, 1792, 64),
+    "small, B36 L64 D112 N16": (36, 64, 112, 16),
+    "demo, B144 L4 D168 N8": (144, 4, 168, 8),
+}
+TOO_LONG = {
+    ("loop", "large, B9 L256 D1792 N64", True),
+    ("mambapy", "large, B9 L256 D1792 N64", True),
+}
+"""Half a minute and more for each run."""
+EXACT = 5e-7
+"""Of the largest value; float32 alone, in any of the candidates, comes to 1e-7 to 4e-7."""
+
+
+def arguments(batch: int, length: int, width: int, n: int) -> dict[str, Tensor]:
+    """Random tensors that lie as a mixer makes them."""
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=g)
+
+    B, C = normal(batch, length, 2 * n).chunk(2, -1)
+    return {
+        "u": normal(batch, length, width).transpose(1, 2),
+        "delta": normal(batch, length, width).transpose(1, 2) - 2,
+        "A": -torch.arange(1.0, n + 1).expand(width, n).contiguous(),
+        "B": B.transpose(1, 2),
+        "C": C.transpose(1, 2),
+        "D": torch.ones(width),
+        "z": normal(batch, length, 2 * width).chunk(2, -1)[1].transpose(1, 2),
+        "delta_bias": torch.zeros(width),
+    }
+
+
+def loop(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
+    """Step through time with every decay and input made beforehand."""
+    delta = nn.functional.softplus(delta + delta_bias[:, None])
+    decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    inputs = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
+    state, outputs = torch.zeros_like(decay[:, :, 0]), []
+    for t in range(u.shape[2]):
+        state = decay[:, :, t] * state + inputs[:, :, t]
+        outputs.append(torch.einsum("bdn,bn->bd", state, C[:, :, t]))
+    return (torch.stack(outputs, 2) + D[:, None] * u) * nn.functional.silu(z)
+
+
+def mambapy(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
+    """Scan all states in parallel over time."""
+    from mambapy.pscan import pscan
+
+    delta = nn.functional.softplus(delta + delta_bias[:, None]).transpose(1, 2)
+    decay = torch.exp(delta.unsqueeze(-1) * A)
+    inputs = (delta * u.transpose(1, 2)).unsqueeze(-1) * B.transpose(1, 2).unsqueeze(2)
+    states = pscan(decay, inputs)
+    y = (states @ C.transpose(1, 2).unsqueeze(-1)).squeeze(3).transpose(1, 2)
+    return (y + D[:, None] * u) * nn.functional.silu(z)
+
+
+def ours(backend: backends.Choice) -> Callable[..., Tensor]:
+    """Return our scan with one backend."""
+
+    def scan(**args: Tensor) -> Tensor:
+        backends.use(backend)
+        return selective_scan(**args, delta_softplus=True)
+
+    return scan
+
+
+def candidates() -> dict[str, Callable[..., Tensor]]:
+    """Return what is installed."""
+    found = {"torch": ours("torch"), "loop": loop}
+    if backends.has_numba():
+        found = {"numba": ours("numba"), **found}
+    if find_spec("mambapy"):
+        found["mambapy"] = mambapy
+    return found
+
+
+def seconds(scan: Callable[..., Tensor], args: Mapping[str, Tensor], *, gradients: bool) -> float:
+    """Time one call."""
+    leaves = {k: v.detach().requires_grad_(gradients) for k, v in args.items()}
+    begun = time.perf_counter()
+    y = scan(**leaves)
+    if gradients:
+        y.sum().backward()
+    return time.perf_counter() - begun
+
+
+def error(scan: Callable[..., Tensor], args: Mapping[str, Tensor], exact: Tensor) -> float:
+    """Return the largest difference, relative to the largest value."""
+    with torch.no_grad():
+        return float((scan(**args) - exact).abs().max() / exact.abs().max())
+
+
+def measure(shape: str, runs: int) -> list[dict[str, object]]:
+    """Compare all candidates on one shape."""
+    args, rows = arguments(*SHAPES[shape]), []
+    with torch.no_grad():
+        exact = ours("torch")(**{k: v.double() for k, v in args.items()})
+    errors = {name: error(scan, args, exact) for name, scan in candidates().items()}
+    wrong = {name: e for name, e in errors.items() if e > EXACT}
+    if wrong:
+        sys.exit(f"{shape}: not exact to {EXACT}: {wrong}")
+    for gradients in (False, True):
+        scans = {n: s for n, s in candidates().items() if (n, shape, gradients) not in TOO_LONG}
+        times: dict[str, list[float]] = {name: [] for name in scans}
+        for run in range(runs + 1):
+            for name, scan in scans.items():
+                taken = seconds(scan, args, gradients=gradients)
+                if run:  # the first warms up
+                    times[name].append(taken * 1e3)
+        first = median(next(iter(times.values())))
+        rows += [
+            {
+                "shape": shape,
+                "gradients": gradients,
+                "candidate": name,
+                "ms": found,
+                "ratio": median(found) / first,
+                "error": errors[name],
+            }
+            for name, found in times.items()
+        ]
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--shape", action="append", choices=list(SHAPES))
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--update", type=Path, help="page whose table is replaced")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    heading = "| shape | work | candidate | ms | times as long | error |"
+    lines = [
+        f"On {machine()}; one thread; medians of {options.runs} runs [smallest .. largest].",
+        "",
+    ]
+    lines += [heading, "|---" * 6 + "|"]
+    rows = []
+    for shape in options.shape or SHAPES:
+        for row in measure(shape, options.runs):
+            rows.append(row)
+            work = "with gradients" if row["gradients"] else "forward"
+            lines.append(
+                f"| {shape} | {work} | {row['candidate']} | {spread(row['ms'], 1)} "
+                f"| {row['ratio']:.1f} | {row['error']:.1e} |"
+            )
+            print(lines[-1], file=sys.stderr, flush=True)
+    print("\n".join(lines))
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "rows": rows}), encoding="utf-8")
+    if options.update:
+        text = options.update.read_text(encoding="utf-8")
+        before, rest = text.split(MARKS[0])
+        after = rest.split(MARKS[1], 1)[1]
+        parts = (before, MARKS[0], "\n\n", "\n".join(lines), "\n\n", MARKS[1], after)
+        options.update.write_text("".join(parts), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

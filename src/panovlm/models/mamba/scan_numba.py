@@ -1,0 +1,159 @@
+"""The scan on a CPU by compiled loops: the numbers of plain torch, several times faster."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from panovlm.models.mamba import kernels
+from panovlm.models.mamba.tiles import LANES, TILE
+
+STEPS_OF_A_TASK = 64
+"""Short sequences are grouped until a task has about as many time steps."""
+TASKS = 32
+"""Channels are split until there are about as many tasks."""
+STATES_OF_A_THREAD = 1 << 18
+"""States (batch x length x width x n) for which it pays to wake another thread."""
+
+
+def scan(tensors: Sequence[Tensor | None], delta_softplus: bool) -> Tensor:
+    """Scan float32 tensors that lie on the CPU.
+
+    Args:
+        tensors: u, delta, A, B, C, D, z and delta_bias as :func:`selective_scan` takes them.
+        delta_softplus: put delta and its bias through a softplus.
+    """
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _Scan.apply(delta_softplus, *tensors)
+    return _Call(tensors, delta_softplus).forward(_nothing())
+
+
+class _Scan(torch.autograd.Function):
+    """The whole scan as one step of the autograd graph."""
+
+    @staticmethod
+    def forward(ctx: Any, delta_softplus: bool, *tensors: Tensor | None) -> Tensor:
+        call = _Call(tensors, delta_softplus)
+        kept = call.room_for_states()
+        ctx.save_for_backward(*tensors, kept)
+        ctx.delta_softplus = delta_softplus
+        return call.forward(kept)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return None, *_gradients(ctx.delta_softplus, grad_outputs[0], *ctx.saved_tensors)
+
+
+@once_differentiable
+def _gradients(delta_softplus: bool, dy: Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, kept = saved
+    return _Call(tensors, delta_softplus).backward(kept, dy)
+
+
+class _Call:
+    """The arguments of one call as the kernels take them."""
+
+    def __init__(self, tensors: Sequence[Tensor | None], delta_softplus: bool) -> None:
+        u, delta, A, B, C, D, z, delta_bias = tensors
+        assert u is not None and delta is not None and A is not None
+        assert B is not None and C is not None
+        self.batch, self.width, self.length = u.shape
+        self.n = A.shape[1]
+        self.sequences = [_width_last(t) for t in (u, delta, B, C, _nothing(3) if z is None else z)]
+        self.vectors = [_nothing() if t is None else t.contiguous() for t in (A, D, delta_bias)]
+        self.has_D, self.has_z, self.has_bias = (t is not None for t in (D, z, delta_bias))
+        self.delta_softplus = delta_softplus
+        group = max(1, STEPS_OF_A_TASK // max(1, self.length))
+        self.groups = -(-self.batch // group)
+        self.blocks = -(-self.width // LANES)
+        self.parts = min(self.blocks, max(1, TASKS // max(1, self.groups)))
+        self.sizes = np.array([*u.shape[:1], self.length, self.width, self.n, group, self.parts])
+        self.states = self.batch * self.length * self.width * self.n
+
+    def room_for_states(self) -> Tensor:
+        """Return memory for the states before every tile but the first."""
+        tiles = -(-self.length // TILE)
+        rows = self.batch * self.blocks * max(0, tiles - 1)
+        return torch.empty(rows * self.n * LANES)
+
+    def forward(self, kept: Tensor) -> Tensor:
+        """Return the output; write states to ``kept`` unless it is empty."""
+        y = torch.empty(self.batch, self.length, self.width)
+        self._run(kernels.forward, self.sequences, _flat(kept), _flat(y))
+        return y.transpose(1, 2)
+
+    def backward(self, kept: Tensor, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the eight tensors."""
+        size = (self.batch, self.length, self.width)
+        du, d_delta = torch.empty(size), torch.empty(size)
+        dz = torch.empty(size if self.has_z else 0)
+        dA = torch.empty(self.groups, self.width, self.n)
+        dD, d_bias = torch.empty(self.groups, self.width), torch.empty(self.groups, self.width)
+        dB, dC = (torch.zeros(self.parts, self.batch, self.length, self.n) for _ in range(2))
+        gradients = tuple(_flat(t) for t in (du, d_delta, dA, dB, dC, dD, dz, d_bias))
+        dy = _width_last(dy)
+        self._run(kernels.backward, [*self.sequences, dy], _flat(kept), _flat(dy), gradients)
+        return (
+            du.transpose(1, 2),
+            d_delta.transpose(1, 2),
+            dA.sum(0),
+            dB.sum(0).transpose(1, 2),
+            dC.sum(0).transpose(1, 2),
+            dD.sum(0) if self.has_D else None,
+            dz.transpose(1, 2) if self.has_z else None,
+            d_bias.sum(0) if self.has_bias else None,
+        )
+
+    def _run(self, kernel: Callable[..., None], sequences: Sequence[Tensor], *more: object) -> None:
+        """Share the tasks of a kernel among as many threads as torch may use."""
+        u, delta, B, C, z = (_flat(t) for t in sequences[:5])
+        A, D, bias = (_flat(t) for t in self.vectors)
+        strides = np.array([t.stride()[:2] for t in sequences])
+        inputs = (u, delta, A, B, C, D, z, bias)
+        arguments = (self.sizes, strides, inputs, self.delta_softplus, *more)
+        tasks = self.groups * self.parts
+        threads = min(torch.get_num_threads(), tasks, 1 + self.states // STATES_OF_A_THREAD)
+        if threads == 1:
+            kernel(0, tasks, *arguments)
+            return
+        waiting = deque(range(tasks))
+
+        def work() -> None:
+            while True:
+                try:
+                    task = waiting.popleft()
+                except IndexError:
+                    return
+                kernel(task, task + 1, *arguments)
+
+        with ThreadPoolExecutor(threads - 1) as pool:
+            others = [pool.submit(work) for _ in range(threads - 1)]
+            work()
+        for other in others:
+            other.result()
+
+
+def _nothing(axes: int = 1) -> Tensor:
+    return torch.empty((0,) * axes)
+
+
+def _width_last(t: Tensor) -> Tensor:
+    """Turn ``[b, d, l]`` into ``[b, l, d]`` whose channels lie side by side."""
+    turned = t.detach().transpose(1, 2)
+    return turned if turned.stride(2) == 1 or turned.shape[2] == 1 else turned.contiguous()
+
+
+def _flat(t: Tensor) -> npt.NDArray[np.float32]:
+    """Return the memory from the first to the last element of a tensor."""
+    if not t.numel():
+        return np.empty(0, np.float32)
+    span = 1 + sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True))
+    return t.detach().as_strided((span,), (1,)).numpy()
