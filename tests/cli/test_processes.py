@@ -38,6 +38,8 @@ def test_a_signal_in_the_middle_of_training(
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        # Shells start background jobs, such as a suite of tests, with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     last = tmp_path / "small" / "vision" / "anyres-e2p_bimamba" / "last.ckpt"
     while process.poll() is None and not last.exists():

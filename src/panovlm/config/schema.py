@@ -90,7 +90,7 @@ class Environment(StrictModel):
     """CPU threads of torch; unset: torch decides."""
     scan_backend: Literal["auto", "torch", "numba"] = "auto"
     """What computes Mamba's selective scan, to the same numbers. ``numba``: compiled loops on the
-    CPU (extra ``fast``); ``auto``: these where installed, else torch."""
+    CPU (extra ``fast``); ``auto``: these for large scans where installed, else torch."""
 
 
 class Trainable(StrictModel):

@@ -140,14 +140,22 @@ def test_float64_and_meta_stay_in_torch() -> None:
     doubles = {name: value.double() for name, value in args.items()}
     assert selective_scan(**doubles).dtype == torch.float64
     assert selective_scan(**{k: v.to("meta") for k, v in args.items()}).shape == (2, 3, 5)
-    assert backends.for_scan(torch.device("cpu"), torch.float32) == "numba"
+    assert backends.for_scan(torch.device("cpu"), torch.float32, 1) == "numba"
+    assert backends.for_scan(torch.device("cpu"), torch.float64, 1) == "torch"
+
+
+def test_small_scans_are_not_worth_compiling() -> None:
+    backends.use("auto")
+    cpu, large = torch.device("cpu"), backends.WORTH_COMPILING
+    assert backends.for_scan(cpu, torch.float32, large) == "numba"
+    assert backends.for_scan(cpu, torch.float32, large - 1) == "torch"
 
 
 def test_another_device_is_an_error_where_numba_was_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"works on the CPU only.*cuda:0"):
-        backends.for_scan(torch.device("cuda:0"), torch.float32)
+        backends.for_scan(torch.device("cuda:0"), torch.float32, 1)
     backends.use("auto")
-    assert backends.for_scan(torch.device("cuda:0"), torch.float32) == "torch"
+    assert backends.for_scan(torch.device("cuda:0"), torch.float32, 1) == "torch"
 
 
 def test_without_numba(monkeypatch) -> None:
@@ -155,7 +163,8 @@ def test_without_numba(monkeypatch) -> None:
     with pytest.raises(MissingDependencyError, match=r"pip install 'panovlm\[fast\]'"):
         backends.use("numba")
     backends.use("auto")
-    assert backends.for_scan(torch.device("cpu"), torch.float32) == "torch"
+    cpu, large = torch.device("cpu"), backends.WORTH_COMPILING
+    assert backends.for_scan(cpu, torch.float32, large) == "torch"
 
 
 def test_numba_is_not_imported_before_it_is_needed() -> None:

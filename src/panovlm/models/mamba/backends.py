@@ -20,6 +20,10 @@ from panovlm.errors import ConfigError, MissingDependencyError
 Backend = Literal["torch", "numba"]
 Choice = Literal["auto", "torch", "numba"]
 
+WORTH_COMPILING = 1 << 23
+"""States of a scan (batch x width x length x n) from which ``auto`` takes numba: the first scan of
+a machine compiles for some ten seconds, and every process loads the result for half a second."""
+
 _choice: Choice = "auto"
 
 
@@ -28,7 +32,7 @@ def use(choice: Choice) -> None:
 
     Args:
         choice: ``torch``: anywhere; ``numba``: compiled loops for float32 on the CPU (float64 stays
-            in torch); ``auto``: numba where it is installed and fits, else torch.
+            in torch); ``auto``: numba for large scans where it is installed and fits, else torch.
 
     Raises:
         MissingDependencyError: ``numba`` is asked for and not installed.
@@ -49,8 +53,8 @@ def has_numba() -> bool:
     return find_spec("numba") is not None
 
 
-def for_scan(device: torch.device, dtype: torch.dtype) -> Backend:
-    """Return the backend for tensors of this kind.
+def for_scan(device: torch.device, dtype: torch.dtype, states: int) -> Backend:
+    """Return the backend for a scan over so many states, of this kind of tensors.
 
     Raises:
         ConfigError: the chosen one cannot work on this device.
@@ -58,7 +62,8 @@ def for_scan(device: torch.device, dtype: torch.dtype) -> Backend:
     if _choice == "torch" or dtype != torch.float32 or device.type == "meta":
         return "torch"
     if device.type == "cpu":
-        return "numba" if has_numba() else "torch"
+        wanted = _choice == "numba" or states >= WORTH_COMPILING
+        return "numba" if wanted and has_numba() else "torch"
     if _choice == "numba":
         raise ConfigError(
             "environment.scan_backend is 'numba', which works on the CPU only, but the model is "

@@ -58,7 +58,7 @@ def selective_scan(
     check_shapes(u, A, delta=delta, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     given = (u, delta, A, B, C, D, z, delta_bias)
     dtype = reduce(torch.promote_types, (t.dtype for t in given if t is not None), torch.float32)
-    if backends.for_scan(u.device, dtype) == "numba":
+    if backends.for_scan(u.device, dtype, u.numel() * A.shape[1]) == "numba":
         from panovlm.models.mamba import scan_numba  # compiles, so only when it is wanted
 
         tensors = [None if t is None else t.to(dtype) for t in given]

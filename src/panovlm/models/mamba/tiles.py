@@ -12,7 +12,7 @@ be negative costs a branch in numba, hence the slices.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numba
 import numpy as np
@@ -59,16 +59,16 @@ def jit(function: Function, *, inlined: bool = False) -> Function:
 
     ``contract`` allows fused multiply-adds and no reordering: rounding by ``ROUND`` relies on it.
     """
-    options = {
+    options: dict[str, Any] = {
         "nogil": True,
         "error_model": "numpy",
         "fastmath": {"contract"},
         "forceinline": inlined,
     }
     try:
-        return numba.njit(cache=not inlined, **options)(function)
+        return cast("Function", numba.njit(cache=not inlined, **options)(function))
     except RuntimeError:  # no folder to write to: every process compiles for itself
-        return numba.njit(**options)(function)
+        return cast("Function", numba.njit(**options)(function))
 
 
 def inlined(function: Function) -> Function:
