@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import cast
@@ -97,7 +98,7 @@ class PanoramaData(LightningDataModule):
         return self._loader("val", shuffle=False) if "val" in self._datasets else []
 
     def _dataset(self, samples: Sequence[Sample], *, vary: bool) -> PanoramaDataset:
-        threads = max(1, self._num_workers)
+        threads = os.cpu_count() or 1  # no loader works yet
         if self._skip_unreadable:
             samples = readable(samples, threads)
         return PanoramaDataset(
