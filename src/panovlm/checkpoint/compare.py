@@ -11,7 +11,9 @@ from panovlm.checkpoint.document import document
 from panovlm.checkpoint.explain import field_source, field_values
 from panovlm.checkpoint.fields import bears, flatten
 from panovlm.checkpoint.formats import TensorInfo
+from panovlm.checkpoint.keymap import MARKERS
 from panovlm.checkpoint.metadata import OUTPUT_LAYERS
+from panovlm.checkpoint.recipe_record import LABELS
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.settle_backbones import BACKBONES
 from panovlm.checkpoint.settling import plain
@@ -20,25 +22,6 @@ from panovlm.errors import ConfigError
 
 ABSENT = "not stated"
 """Source of a field that one side does not have."""
-LABELS = frozenset(
-    (
-        "_name_or_path",
-        "architectures",
-        "chunk_size_feed_forward",
-        "dtype",
-        "id2label",
-        "initializer_range",
-        "is_encoder_decoder",
-        "label2id",
-        "output_attentions",
-        "output_hidden_states",
-        "problem_type",
-        "return_dict",
-        "transformers_version",
-        "use_cache",
-    )
-)
-"""Entries of a backbone's configuration that decide nothing about what it computes."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +180,7 @@ def _ties_output(resolution: Resolution) -> bool:
 def _by_name(resolution: Resolution) -> dict[str, TensorInfo]:
     """Return a checkpoint's tensors under the model's own names."""
     tensors, keys = resolution.header.tensors, resolution.keys
-    own = {name: tensors[stored] for name, stored in keys.files.items()}
+    own = {name: tensors[file] for name, file in keys.files.items() if name not in MARKERS}
     return own | {stored: tensors[stored] for stored in keys.unknown}
 
 

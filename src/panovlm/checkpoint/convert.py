@@ -218,6 +218,7 @@ def _document(
         update={
             "fingerprint": fingerprint({n: tuple(s.tensor.shape) for n, s in weights.items()}),
             "amends": "",
+            "amends_weights": "",
             "references": {},
             "recipe": model.config.typed_recipe().model_dump(mode="json"),
             "tokenizer": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},

@@ -36,6 +36,7 @@ def document(resolution: Resolution) -> CheckpointMetadata:
         stage=itself.stage if itself else _text(before, "stage") or _text(hyper, "stage"),
         fingerprint=resolution.fingerprint,
         amends=_amended(resolution, recipe),
+        amends_weights=_amended_weights(resolution, recipe),
         recipe=recipe,
         assumed=tuple(resolution.assumed),
         inferred=_inferred(resolution, recipe),
@@ -111,6 +112,12 @@ def _amended(resolution: Resolution, recipe: Recipe) -> str:
     """Return what identifies the copy inside the file, if that copy says something else."""
     embedded = resolution.embedded
     return "" if embedded is None or embedded.recipe == recipe else embedded.identity()
+
+
+def _amended_weights(resolution: Resolution, recipe: Recipe) -> str:
+    """Return what identifies the settings among the weights, if they say something else."""
+    record = resolution.record
+    return "" if record is None or record.tells(recipe) else record.identity()
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:

@@ -9,12 +9,14 @@ from typing import Any
 from panovlm.checkpoint.backbones import named_config, vision_part
 from panovlm.checkpoint.fields import RESAMPLER, FieldMap, bears, defaults, flatten
 from panovlm.checkpoint.metadata import EMBEDDED
+from panovlm.checkpoint.recipe_record import ORIGIN
 from panovlm.checkpoint.resolution import Resolution, Source, SourceKind
 from panovlm.checkpoint.settle_backbones import BACKBONES, VISION
-from panovlm.checkpoint.settling import OVERRIDE, plain
+from panovlm.checkpoint.settling import kind_of, plain
 from panovlm.config.legacy import ORIGINAL_DEFAULTS
 from panovlm.models.resamplers.recipe import Observability
 
+WEIGHTS = "weights"
 HEADS = ("num_attention_heads", "num_key_value_heads")
 """Fields of a backbone's configuration that its width must be divisible by."""
 KINDS: Mapping[Observability, str] = {
@@ -202,7 +204,9 @@ class _Asked:
         """Tell whether the field's value came from here."""
         if self.kind != source.kind:
             return False
-        return self.kind in ("weights", "default") or source.detail.startswith(self.origin)
+        if self.origin == WEIGHTS:
+            return not source.detail.startswith(ORIGIN)
+        return self.kind == "default" or source.detail.startswith(self.origin)
 
 
 def _asked(resolution: Resolution, name: str) -> Iterator[_Asked]:
@@ -213,7 +217,7 @@ def _asked(resolution: Resolution, name: str) -> Iterator[_Asked]:
         if name not in claim.values and section in BACKBONES:
             says = (claim.values.get(section) or {}).get(key)
         yield _Asked(
-            "override" if claim.origin == OVERRIDE else "metadata",
+            kind_of(claim),
             claim.origin,
             says,
             evidence=claim.inferred.get(name, ""),
@@ -228,9 +232,9 @@ def _asked(resolution: Resolution, name: str) -> Iterator[_Asked]:
             yield _Asked("metadata", f"config.json of {label}", part.get(key))
     seen = resolution.inferred.fields.get(name)
     if seen is not None:
-        yield _Asked("weights", "weights", seen.value, seen.evidence)
+        yield _Asked("weights", WEIGHTS, seen.value, seen.evidence)
     else:
-        yield _Asked("weights", "weights", None)
+        yield _Asked("weights", WEIGHTS, None)
     yield _default(resolution, name)
 
 

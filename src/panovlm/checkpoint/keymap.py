@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from panovlm.checkpoint.formats.header import RECORD
 from panovlm.checkpoint.shapes import Shapes
 from panovlm.config.model_recipe import Layout
 from panovlm.errors import ContradictionError
 from panovlm.models.resamplers.recipe import Dialect
 
+MARKERS = (RECORD, "layout")
+"""Tensors by which a checkpoint of this family is told, and that are no weights: the model's
+settings, or of earlier ones a single byte."""
 Part = tuple[int, int]
 """(number, count) of one of the equal parts into which a tensor is cut along its first axis."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from panovlm.checkpoint.averages import COUNTERS, LIVE, SEGMENTS, Weights, choose, is_averaged
 from panovlm.checkpoint.dialects import resampler_dialect
-from panovlm.checkpoint.keymap import KeyMap, Part
+from panovlm.checkpoint.keymap import MARKERS, KeyMap, Part
 from panovlm.errors import CheckpointError, ContradictionError
 from panovlm.models.language.adapters import built_names
 from panovlm.models.resamplers.recipe import Dialect
@@ -26,7 +26,7 @@ COMPONENTS = (
     "projector",
     "text_projection",
     "language_model",
-    "layout",
+    *MARKERS,
 )
 """Attributes of the model that own tensors."""
 
@@ -173,7 +173,7 @@ def map_keys(
         aliases={name: tuple(stored) for name, stored in found.aliases.items()},
         ignored=ignored,
         unknown=tuple(unknown),
-        layout="panovlm-1" if "layout" in found.files else "original",
+        layout="original" if found.files.keys().isdisjoint(MARKERS) else "panovlm-1",
         prefixes=tuple(sorted({own[stored].prefix for stored in places if stored in own})),
         notes=tuple(notes),
         dialect=dialect,

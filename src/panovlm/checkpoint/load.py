@@ -15,6 +15,7 @@ from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.backbones import processed_size, resized
 from panovlm.checkpoint.borrow import borrow
 from panovlm.checkpoint.find_tokenizer import find_tokenizer
+from panovlm.checkpoint.keymap import MARKERS
 from panovlm.checkpoint.plan import Proof, prove
 from panovlm.checkpoint.probe.check import check_probe
 from panovlm.checkpoint.probe.measure import precisions
@@ -87,6 +88,9 @@ def fill(resolution: Resolution, model: PanoramaVLM, proof: Proof) -> None:
     bind(resolution, model, borrow(resolution, proof))
     check_adapters(resolution, model)
     model.resolution = resolution
+    model.unsettled = tuple(resolution.assumed)
+    if resolution.record is not None:
+        model.config.vision_token_id = resolution.record.vision_token_id
     tokenizer = find_tokenizer(resolution)
     if tokenizer is not None:
         model.attach_tokenizer(tokenizer)
@@ -190,7 +194,7 @@ def prove_model(resolution: Resolution, model: PanoramaVLM) -> Proof:
     tensors, dropped = resolution.header.tensors, set(resolution.inferred.dropped)
     stored = {name: shape for name, shape in resolution.shapes.items() if name not in dropped}
     stored |= {name: tensors[name].shape for name in resolution.keys.unknown}
-    state = model.state_dict()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in MARKERS}
     built = {name: tuple(tensor.shape) for name, tensor in state.items()}
     files = {name: file for name, file in resolution.keys.files.items() if name in state}
     mistyped = {
@@ -218,7 +222,9 @@ def bind(resolution: Resolution, model: PanoramaVLM, borrowed: Mapping[str, Tens
     names = set(model.state_dict().keys())
     keys = resolution.keys
     state = dict(borrowed)
-    state |= {name: keys.take(name, tensors) for name in keys.files if name in names}
+    # The settings among the weights were compared with the others; the model writes its own.
+    mine = (name for name in keys.files if name in names and name not in MARKERS)
+    state |= {name: keys.take(name, tensors) for name in mine}
     ties = tied_names(model)
     for name, source in ties.items():
         if source not in state:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from panovlm.checkpoint.formats.header import RECORD
 from panovlm.config.base import StrictModel
 from panovlm.config.model_recipe import LoRASettings, Recipe
 from panovlm.errors import CheckpointError
@@ -75,6 +76,9 @@ class CheckpointMetadata(StrictModel):
     amends: str = ""
     """:meth:`identity` of the copy inside the checkpoint file that this document corrects: weights
     are not rewritten for a repair, so that the copy keeps what it says."""
+    amends_weights: str = ""
+    """:meth:`~panovlm.checkpoint.recipe_record.RecipeRecord.identity` of the settings among the
+    weights that this document corrects, likewise."""
     recipe: Recipe
     assumed: tuple[str, ...] = ()
     """Fields of the recipe that nobody knew when this document was made from a bare checkpoint."""
@@ -144,7 +148,9 @@ def fingerprints(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
 
 
 def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return _digest("\n".join(sorted(f"{name} {list(shape)}" for name, shape in shapes.items())))
+    # The length of the settings kept among the weights is no size of the model.
+    counted = {name: list(shape) for name, shape in shapes.items() if name != RECORD}
+    return _digest("\n".join(sorted(f"{name} {shape}" for name, shape in counted.items())))
 
 
 def _digest(text: str) -> str:

@@ -14,10 +14,11 @@ from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.fields import FieldMap
 from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.infer import Inferred
-from panovlm.checkpoint.keymap import KeyMap
+from panovlm.checkpoint.keymap import MARKERS, KeyMap
 from panovlm.checkpoint.locate import Location
 from panovlm.checkpoint.metadata import CheckpointMetadata, Prefix
 from panovlm.checkpoint.probe.record import ENTRY as PROBE
+from panovlm.checkpoint.recipe_record import ORIGIN, RecipeRecord
 from panovlm.checkpoint.sources import Claims
 from panovlm.config.model_recipe import Recipe
 from panovlm.errors import CheckpointError, ContradictionError
@@ -91,6 +92,7 @@ class Resolution:
         borrowed: backbones whose weights are elsewhere, by the beginning of their names.
         fingerprint: of the names and shapes in the checkpoint file.
         changed: fields that the caller states otherwise than a document of the checkpoint.
+        record: the settings that the weights keep.
     """
 
     location: Location
@@ -110,6 +112,7 @@ class Resolution:
     borrowed: Mapping[Prefix, Borrowed] = field(default_factory=dict[Prefix, Borrowed])
     fingerprint: str = ""
     changed: list[str] = field(default_factory=list[str])
+    record: RecipeRecord | None = None
 
     @property
     def path(self) -> Path:
@@ -118,8 +121,9 @@ class Resolution:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the weights under the model's own names."""
-        return dict(self.keys.shapes({n: info.shape for n, info in self.header.tensors.items()}))
+        """Shapes of the weights under the model's own names; a marker is no weight."""
+        shapes = self.keys.shapes({n: info.shape for n, info in self.header.tensors.items()})
+        return {name: shape for name, shape in shapes.items() if name not in MARKERS}
 
     def raise_conflicts(self) -> None:
         """Stop if a contradiction is left.
@@ -138,6 +142,8 @@ class Resolution:
     def contradiction(self) -> str:
         """Who contradicts whom."""
         if all(conflict.possible and conflict.field != FINGERPRINT for conflict in self.conflicts):
+            if all(conflict.observed_in == ORIGIN for conflict in self.conflicts):
+                return f"metadata and the {ORIGIN} contradict each other"
             return "its documents contradict each other"
         if all(conflict.claimed_by == "override" for conflict in self.conflicts):
             return "what you state and the weights contradict each other"

@@ -23,6 +23,7 @@ from panovlm.checkpoint.infer import infer
 from panovlm.checkpoint.keys import map_keys
 from panovlm.checkpoint.locate import Location, locate
 from panovlm.checkpoint.metadata import fingerprints
+from panovlm.checkpoint.recipe_record import read_record
 from panovlm.checkpoint.references import BACKBONES as ELSEWHERE
 from panovlm.checkpoint.references import borrowed, own_document
 from panovlm.checkpoint.resolution import FINGERPRINT, Conflict, Resolution, Source
@@ -89,8 +90,11 @@ def resolve(
     actual = fingerprints(keys.shapes(own))
     document = own_document(location, header, actual)
     stated = _given(overrides, "lora", "use_lora")
+    record = read_record(header, keys)
     if stated is None and document is not None:
         stated = document.recipe.lora.use_lora
+    elif stated is None and record is not None and record.recipe.lora.use_lora:
+        stated = True
     part, notes = find_adapters(
         location,
         keys,
@@ -116,9 +120,10 @@ def resolve(
         accept=lambda document: believed or document.fingerprint in actual,
         joined=part is not None,
         borrows=LANGUAGE in inferred.absent,
+        record=record,
     ).read()
     claims: Sequence[Claims] = documents.claims
-    if prefer == "weights" and documents.embedded is not None:
+    if prefer == "weights":
         claims = inside_first(claims, documents.embedded)
     if overrides:
         claims = [Claims(OVERRIDE, _stated(overrides, inferred.resampler.name)), *claims]
@@ -155,6 +160,7 @@ def resolve(
         borrowed=elsewhere,
         fingerprint=actual[0],
         changed=stated_otherwise(documents.claims, claims[0].values) if overrides else [],
+        record=record,
     )
 
 

@@ -43,6 +43,8 @@ def settle_backbone(settling: Settling, name: str) -> None:
         for full in sorted({*claim.assumed, *claim.inferred}):
             if full.startswith(f"{name}."):
                 settling.sources[full] = source_of(claim, full)
+        if claim.among_weights:
+            _tell_apart(settling, name, source)
         settling.assumed += sorted(f for f in claim.assumed if f.startswith(f"{name}."))
     elif stated is not None:
         _settle_named(settling, name, str(stated.values[BACKBONES[name]]))
@@ -53,6 +55,19 @@ def settle_backbone(settling: Settling, name: str) -> None:
     else:
         _settle_inferred(settling, name)
     _override_single_fields(settling, name)
+
+
+def _tell_apart(settling: Settling, name: str, source: Source) -> None:
+    """Say which fields of a configuration that the weights keep are seen in their shapes as well.
+
+    Of the others those are named that would have to be assumed without it.
+    """
+    prefix, config = f"{name}.", settling.values[name] or {}
+    inferred = settling.inferred
+    for full in (*inferred.fields, *inferred.assumed):
+        if full.startswith(prefix) and full.removeprefix(prefix) in config:
+            seen = inferred.fields.get(full)
+            settling.sources[full] = Source("weights", seen.evidence) if seen else source
 
 
 def settle_image_size(settling: Settling) -> None:

@@ -5,16 +5,25 @@ The backbones' configurations are decided in :mod:`panovlm.checkpoint.settle_bac
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from panovlm.checkpoint.adapter_config import assumed_alpha
+from panovlm.checkpoint.backbones import vision_part
 from panovlm.checkpoint.fields import RESAMPLER, defaults, typed
 from panovlm.checkpoint.infer import Inferred
 from panovlm.checkpoint.original import CERTAIN
+from panovlm.checkpoint.recipe_record import LABELS
 from panovlm.checkpoint.resolution import Conflict, Source
-from panovlm.checkpoint.settle_backbones import BACKBONES, settle_backbone, settle_image_size
+from panovlm.checkpoint.settle_backbones import (
+    BACKBONES,
+    VISION,
+    settle_backbone,
+    settle_image_size,
+)
 from panovlm.checkpoint.settling import OVERRIDE, Settling, plain, source_of
 from panovlm.checkpoint.shapes import Observed
+from panovlm.checkpoint.sources import Claims
 from panovlm.config.fields import canonical_type
 from panovlm.config.legacy import ORIGINAL_DEFAULTS
 from panovlm.errors import CheckpointError
@@ -80,6 +89,8 @@ def _settle_field(settling: Settling, name: str, default: Any) -> None:
         return
     value = typed(name, claim.values[name], _architecture(settling))
     source = source_of(claim, name)
+    if observed is not None and claim.among_weights and plain(value) == plain(observed.value):
+        source = Source("weights", observed.evidence)
     if observed is not None and not _agrees(settling.inferred, name, value, observed):
         value = settling.contradict(name, value, claim.origin, observed)
         if settling.preferred(name) == "weights":
@@ -124,17 +135,42 @@ def _agrees(inferred: Inferred, name: str, claimed: Any, observed: Observed) -> 
 
 
 def _rivals(settling: Settling) -> list[Conflict]:
-    """Return the fields that two documents of this format state differently."""
-    own = [claim for claim in settling.claims if claim.document is not None]
-    if len(own) < 2:
-        return []
-    first, second = own[0], own[1]
-    return [
-        Conflict(name, value, first.origin, second.values[name], second.origin, possible=True)
-        for name, value in first.values.items()
-        if name in second.values
-        and plain(value) != plain(second.values[name])
-        and name not in settling.inferred.fields
-        and settling.preferred(name) is None
-        and settling.claim(name) is first
-    ]
+    """Return the fields that two documents of this format state differently.
+
+    What the weights keep of the settings is compared with every document, of whatever format.
+    """
+    claims = [claim for claim in settling.claims if claim.origin != OVERRIDE]
+    own = [claim for claim in claims if claim.document is not None][:2]
+    pairs = [(own[0], own[1])] if len(own) == 2 else []
+    record = next((claim for claim in claims if claim.among_weights), None)
+    if record is not None:
+        pairs += [(claim, record) for claim in claims if claim is not record]
+    found: dict[str, Conflict] = {}
+    for first, second in pairs:
+        for name in first.values.keys() & second.values.keys() - settling.inferred.fields.keys():
+            if settling.preferred(name) is None and settling.claim(name) is first:
+                for full, value, other in _differing(settling, name, first, second):
+                    conflict = Conflict(
+                        full, value, first.origin, other, second.origin, possible=True
+                    )
+                    found.setdefault(full, conflict)
+    return [found[name] for name in sorted(found)]
+
+
+def _differing(
+    settling: Settling, name: str, first: Claims, second: Claims
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield a field that two documents state differently, a backbone's configuration by its keys.
+
+    What the weights keep has no labels, and perhaps not the keys of another version.
+    """
+    value, other = (typed(name, c.values[name], _architecture(settling)) for c in (first, second))
+    single = name in BACKBONES and second.among_weights and value and other
+    pairs = [(name, value, other)]
+    if single:
+        value = vision_part(value) if name == VISION else value
+        keys = (value.keys() & other.keys()) - LABELS
+        pairs = [(f"{name}.{key}", value[key], other[key]) for key in keys]
+    for full, one, another in pairs:
+        if full not in settling.inferred.fields and plain(one) != plain(another):
+            yield full, one, another

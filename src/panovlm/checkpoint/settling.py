@@ -59,7 +59,7 @@ class Settling:
             return None
         unset_counts = name not in self.inferred.fields
         claims = self.claims
-        if self.preferred(name) == "weights" and self.embedded is not None:
+        if self.preferred(name) == "weights":
             claims = inside_first(claims, self.embedded)
         for claim in claims:
             if name in claim.values and (unset_counts or claim.values[name] is not None):
@@ -99,13 +99,26 @@ def preferred(prefer: Prefer | None, name: str) -> Side | None:
     return prefer.get(name) if isinstance(prefer, Mapping) else prefer
 
 
-def inside_first(claims: Sequence[Claims], embedded: CheckpointMetadata) -> Sequence[Claims]:
-    """Put the document inside the file in front of all but what the caller states."""
-    return sorted(claims, key=lambda c: c.origin != OVERRIDE and c.document != embedded)
+def inside_first(claims: Sequence[Claims], embedded: CheckpointMetadata | None) -> Sequence[Claims]:
+    """Put what the file itself says in front of all but what the caller states.
+
+    The settings among the weights come first, then the document inside the file.
+    """
+
+    def rank(claim: Claims) -> int:
+        if claim.origin == OVERRIDE:
+            return 0
+        if claim.among_weights:
+            return 1
+        return 3 if claim.document is None or claim.document != embedded else 2
+
+    return sorted(claims, key=rank)
 
 
 def kind_of(claim: Claims) -> SourceKind:
-    """Tell whether a claim is the caller's or a document's."""
+    """Tell whether a claim is the caller's, a document's or the weights'."""
+    if claim.among_weights:
+        return "weights"
     return "override" if claim.origin == OVERRIDE else "metadata"
 
 

@@ -20,6 +20,7 @@ from panovlm.checkpoint.fields import flatten_stated
 from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.locate import ADAPTER_CONFIG, Location
 from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, is_ours, parse, read_json
+from panovlm.checkpoint.recipe_record import ORIGIN, RecipeRecord
 from panovlm.config.legacy import original_run_mapping, translate
 from panovlm.config.model_recipe import Layout, Recipe
 from panovlm.errors import CheckpointError
@@ -37,6 +38,7 @@ class Claims:
         closed: sections of the recipe in which the fields that it does not mention had their
             defaults for certain.
         document: the typed document, when it is one of this format.
+        among_weights: whether it is what the weights keep of the settings.
     """
 
     origin: str
@@ -45,6 +47,7 @@ class Claims:
     inferred: Mapping[str, str] = field(default_factory=dict[str, str])
     closed: frozenset[str] = frozenset()
     document: CheckpointMetadata | None = None
+    among_weights: bool = False
 
 
 @dataclass
@@ -65,8 +68,8 @@ class DocumentReader:
 
     The sidecar comes first, then the copy inside the file, then the hyper-parameters of the
     original system, then model and adapter configurations beside the file, then the run's
-    ``config.yaml``. Where one of them says everything, ``config.yaml`` is not read. Adapters that
-    join from a folder are described there before all.
+    ``config.yaml``, then what the weights keep of the settings. Where one of them says everything,
+    ``config.yaml`` is not read. Adapters that join from a folder are described there before all.
 
     Args:
         location: the checkpoint and its companions.
@@ -76,6 +79,7 @@ class DocumentReader:
         accept: tells whether a document of this format counts (it may belong to other weights).
         joined: whether the adapters of the folder beside it are put onto the weights.
         borrows: whether the language model's own weights are elsewhere; the adapters then name it.
+        record: the settings that the weights keep.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class DocumentReader:
         accept: Callable[[CheckpointMetadata], bool],
         joined: bool = False,
         borrows: bool = False,
+        record: RecipeRecord | None = None,
     ) -> None:
         self.location = location
         self.header = header
@@ -96,6 +101,7 @@ class DocumentReader:
         self.accept = accept
         self.joined = joined
         self.borrows = borrows
+        self.record = record
         self.found = Documents()
 
     def read(self) -> Documents:
@@ -113,8 +119,10 @@ class DocumentReader:
         complete = self._model_config()
         if not self.joined:
             self._adapter_config()
-        if not complete and not any(claim.document for claim in self.found.claims):
+        described = complete or self.record is not None
+        if not described and not any(claim.document for claim in self.found.claims):
             self._run_config()
+        self._record()
         return self.found
 
     def _sidecar(self) -> None:
@@ -224,6 +232,19 @@ class DocumentReader:
         closed = original.closed_sections(raw) if is_original else frozenset[str]()
         self.found.claims.append(Claims(path.name, values, closed=closed))
         self.found.notes += [f"{path.name}: {note}" for note in translated.notes]
+
+    def _record(self) -> None:
+        """Add the settings that the weights keep, unless a document was written to correct them."""
+        documents = (claim.document for claim in self.found.claims)
+        corrected = {document.amends_weights for document in documents if document}
+        if self.record is None or self.record.identity() in corrected:
+            return
+        values = flatten_stated(self.record.recipe)
+        if self.joined or not values["lora.use_lora"]:
+            # Adapters that came later, or from elsewhere, are nothing that it could know of.
+            values = {n: value for n, value in values.items() if not n.startswith("lora.")}
+        claim = Claims(ORIGIN, values, frozenset(self.record.assumed), among_weights=True)
+        self.found.claims.append(claim)
 
     def _add(self, origin: str, values: Mapping[str, Any]) -> None:
         self.found.claims.append(Claims(origin, values))

@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from panovlm.checkpoint.formats.header import RECORD
 from panovlm.config.schema import LoRASettings, Recipe
 from panovlm.errors import AssumedSettingsWarning, CheckpointError, ConfigError
 from panovlm.models.configuration import PanoramaVLMConfig
@@ -189,8 +190,8 @@ class PanoramaVLM(PanoramaNetwork):
         """
         load = cast(Any, super()).from_pretrained
         model, info = load(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        faults = {
-            "missing": sorted(info["missing_keys"]),
+        faults = {  # the settings among the weights are the model's own
+            "missing": sorted(set(info["missing_keys"]) - {RECORD}),
             "unexpected": sorted(info["unexpected_keys"]),
             "of another shape": sorted(str(fault[0]) for fault in info["mismatched_keys"]),
         }

@@ -19,6 +19,7 @@ from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.fusion import fuse_vision
 from panovlm.models.language.segments import segment_mask, segment_positions
+from panovlm.models.self_description import SelfDescribingModel
 from panovlm.models.vision.backbone import VisionBackbone
 from panovlm.models.vision.directions import TokenDirections
 from panovlm.models.vision.grid import Grid, ViewGrid
@@ -28,7 +29,7 @@ from panovlm.models.vision.vicreg import VICRegProjector
 from panovlm.panorama.views import leading_global
 
 
-class PanoramaNetwork(PreTrainedModel):
+class PanoramaNetwork(SelfDescribingModel):
     """The parts of a :class:`~panovlm.models.model.PanoramaVLM` and their wiring.
 
     Args:
@@ -77,9 +78,9 @@ class PanoramaNetwork(PreTrainedModel):
         )
         self.text_projection = nn.Linear(width, width) if models.use_text_projection else None
         if models.layout != "original":
-            # Present in every checkpoint of this family, so that a file that lost its metadata is
-            # not taken for one of the original system, whose defaults differ.
-            self.register_buffer("layout", torch.ones(1, dtype=torch.uint8))
+            # Present in every checkpoint of this family, so that a file that lost its metadata
+            # tells its settings all the same, and is not taken for one of the original system.
+            self.keep_record()
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from panovlm.checkpoint.borrow import put_back
+from panovlm.checkpoint.keymap import MARKERS
 from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, parse
 from panovlm.checkpoint.save import embedded_entries, with_probe
 from panovlm.config.schema import StageConfig
@@ -58,6 +59,7 @@ class StageModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        model.unsettled = ()  # what it is trained with is what it is
         self.stage = stage
         self.settings = settings
         self.total_steps = total_steps
@@ -164,5 +166,7 @@ class StageModule(lightning.LightningModule):
         document = parse(json.loads(checkpoint[EMBEDDED]), "the checkpoint")
         stored = checkpoint["state_dict"]
         state = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
+        for marker in MARKERS:  # the model writes its own
+            state.pop(marker, None)
         put_back(self.model, state, document.references)
         checkpoint["state_dict"] = {_PREFIX + name: tensor for name, tensor in state.items()}

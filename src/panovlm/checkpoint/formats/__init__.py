@@ -15,6 +15,8 @@ as FSDP and Lightning write (:mod:`.dcp`), or one of DeepSpeed (:mod:`.deepspeed
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,7 +30,13 @@ from panovlm.checkpoint.formats import (
     torchzip,
     ziparchive,
 )
-from panovlm.checkpoint.formats.header import ATTACHMENTS, Contents, Header, TensorInfo
+from panovlm.checkpoint.formats.header import (
+    ATTACHMENTS,
+    Contents,
+    Header,
+    TensorInfo,
+    record_names,
+)
 from panovlm.checkpoint.formats.lookalike import describe_file
 from panovlm.checkpoint.formats.source import Source
 from panovlm.checkpoint.formats.split import FolderReader, read_bytes
@@ -101,9 +109,30 @@ def _read_header(path: Path, weights: Weights | None) -> Header:
         return folder.read(path, weights)
     with Source(path) as source:
         if not _is_index(source):
-            return _contents(source, weights).header
+            found = _contents(source, weights)
+            names = record_names(found.header.tensors)
+            return replace(found.header, records=_records(source, found, names))
         index = sharded.read_index(source)
-    return sharded.merge_headers(index, [_read_shard(shard) for shard in index.shards])
+    headers = [_read_shard(shard) for shard in index.shards]
+    merged = sharded.merge_headers(index, headers)
+    records: dict[str, bytes] = {}
+    for name in record_names(merged.tensors):
+        shard = next(header.path for header in headers if name in header.tensors)
+        with Source(shard) as source:
+            records |= _records(source, _reader(source).read(source), [name])
+    return replace(merged, records=records)
+
+
+def _records(source: Source, found: Contents, names: Iterable[str]) -> dict[str, bytes]:
+    """Read the few bytes in which models keep their settings."""
+    placed = {name: found.tensors[name] for name in names}
+    return {
+        name: source.read(
+            _reader(source).data_start(source, place.record) + place.offset, place.info.shape[0]
+        )
+        for name, place in placed.items()
+        if place.stride == (1,)
+    }
 
 
 def fault_of(path: str | Path) -> str | None:

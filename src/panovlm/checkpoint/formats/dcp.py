@@ -32,11 +32,12 @@ from panovlm.checkpoint.formats.header import (
     TensorInfo,
     attachment_fault,
     contiguous_stride,
+    record_names,
 )
 from panovlm.checkpoint.formats.names import StoredTensor
 from panovlm.checkpoint.formats.saved import TRAINING, Companions, SavedObject
 from panovlm.checkpoint.formats.source import Source, inside
-from panovlm.checkpoint.formats.split import Box, Part, SplitTensor, whole
+from panovlm.checkpoint.formats.split import Box, Part, SplitTensor, is_row, read_bytes, whole
 from panovlm.checkpoint.formats.torchzip import data_start, open_archive
 from panovlm.errors import CheckpointError
 
@@ -198,7 +199,14 @@ class _Folder:
             skipped=(*self.skipped, *rest.skipped),
             entry=".".join(map(str, self.home)),
             averaged=self.averaged,
+            records=self.records(),
         )
+
+    def records(self) -> dict[str, bytes]:
+        """Read the few bytes in which models keep their settings."""
+        infos = {name: self.index.info(entry) for name, entry in self.weights.items()}
+        found = self.split({name: self.weights[name] for name in record_names(infos)})
+        return {name: read_bytes(split) for name, split in found.items() if is_row(split)}
 
     def extras(self) -> dict[str, Any]:
         """Return the objects of the folder, nested as they were saved."""

@@ -72,7 +72,7 @@ class Index:
             raise self._damaged(f"it lists {len(self._entries)} entries")
         self._items = dict(self._storage(fields))
         self._files: dict[str, tuple[Path, int]] = {}
-        self._used: dict[Path, list[tuple[int, int]]] = {}
+        self._used: dict[Path, dict[Any, tuple[int, int]]] = {}
         self._chunks = 0
         places = self._names(fields, "planner_data") if fields.get("planner_data") else {}
         self.steps = {name: self._steps(name, places.get(name, (name,))) for name in self._entries}
@@ -143,7 +143,8 @@ class Index:
                 f"{path} is truncated: {where} ends at byte {item.start + item.length}, and the "
                 f"file has {size}. Copy it again or take the checkpoint before it."
             )
-        self._used.setdefault(path, []).append((item.start, item.start + item.length))
+        span = item.start, item.start + item.length
+        self._used.setdefault(path, {})[name, start] = span
         return item
 
     def check_apart(self) -> None:
@@ -154,7 +155,7 @@ class Index:
         """
         for path, spans in self._used.items():
             end = 0
-            for start, stop in sorted(spans):
+            for start, stop in sorted(spans.values()):
                 if start < end:
                     raise self._damaged(f"two entries share the bytes {start} to {end} of {path}")
                 end = stop

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from panovlm.checkpoint.averages import Weights, choose
-from panovlm.checkpoint.formats.header import Header, Placement, TensorInfo
+from panovlm.checkpoint.formats.header import Header, Placement, TensorInfo, record_names
 from panovlm.checkpoint.formats.names import StoredTensor
 from panovlm.checkpoint.formats.rows import Row, joined
 from panovlm.checkpoint.formats.source import Source
-from panovlm.checkpoint.formats.split import Part, SplitTensor, whole
+from panovlm.checkpoint.formats.split import Part, SplitTensor, is_row, read_bytes, whole
 from panovlm.checkpoint.formats.zerofiles import StateFiles, find_states, list_states
 from panovlm.checkpoint.formats.zerostates import Shapes, States
 from panovlm.errors import CheckpointError
@@ -116,6 +116,11 @@ def _describe(folder: Path, weights: Weights | None) -> _Described:
         ),
         entry=entry,
         averaged=entry != "module",
+        records={
+            name: read_bytes(found[name])
+            for name in record_names({name: tensor.info for name, tensor in found.items()})
+            if is_row(found[name])
+        },
     )
     return _Described(header, found, embedded)
 

@@ -17,6 +17,12 @@ ATTACHMENTS = "panovlm_tokenizer"
 """Entry that holds the tokenizer's files as uint8 tensors: a dict of that name in a torch file,
 tensors named ``panovlm_tokenizer/<file>`` in a safetensors file."""
 
+RECORD = "recipe_bytes"
+"""Name of the buffer in which a model keeps its settings among its weights."""
+MAX_RECORD = 1 << 20
+"""Longest such buffer that is read, in bytes."""
+
+_MAX_RECORDS = 8  # a file holds one for each copy of its weights
 _MAX_RANK = 64
 _MAX_SIZE = 1 << 63
 
@@ -73,6 +79,8 @@ class Header:
             optimizer states, schedulers, callbacks, loops.
         entry: the part of the file that holds these weights; empty where it has but one.
         averaged: whether that part holds a running average of the weights.
+        records: bytes of the small tensors in which models keep their settings, by name (their
+            last part is :data:`RECORD`).
     """
 
     path: Path
@@ -83,6 +91,7 @@ class Header:
     skipped: tuple[str, ...] = ()
     entry: str = ""
     averaged: bool = False
+    records: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
 
 class Placement(NamedTuple):
@@ -157,6 +166,19 @@ def is_shape(value: Any) -> TypeGuard[tuple[int, ...]]:
     if any(type(length) is not int or not 0 <= length < _MAX_SIZE for length in value):
         return False
     return prod(max(length, 1) for length in value) < _MAX_SIZE
+
+
+def record_names(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Return the tensors that can be read as records: few, and a row of a few bytes each."""
+    found = [
+        name
+        for name, info in tensors.items()
+        if name.rpartition(".")[2] == RECORD
+        and info.dtype == "uint8"
+        and len(info.shape) == 1
+        and info.shape[0] <= MAX_RECORD
+    ]
+    return found[:_MAX_RECORDS]
 
 
 def attachment_fault(name: str, placed: Placement) -> str:

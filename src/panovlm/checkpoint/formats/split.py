@@ -103,6 +103,11 @@ def cover_fault(shape: tuple[int, ...], boxes: Sequence[Box]) -> str:
     return "" if len(filled) == cells else f"its {len(boxes)} chunk(s) leave a part of it out"
 
 
+def is_row(split: SplitTensor) -> bool:
+    """Tell whether the shares of a one-dimensional tensor lie there element after element."""
+    return all(part.placed.stride == (1,) for part in split.parts)
+
+
 def read_bytes(split: SplitTensor) -> bytes:
     """Read a one-dimensional uint8 tensor, as embedded files are kept."""
     pieces: list[bytes] = []
