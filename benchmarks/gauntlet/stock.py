@@ -126,7 +126,7 @@ class Stock:
                 "vision_config": TOWERS[tower] if isinstance(tower, str) else tower,
                 "language_config": LANGUAGES[language] if isinstance(language, str) else language,
                 "resampler_type": resampler,
-                "resampler_config": {**RESAMPLERS[resampler], **(sizes or {})},
+                "resampler_config": {**RESAMPLERS.get(resampler, {}), **(sizes or {})},
                 "latent_dimension": 40,
                 **models,
             },

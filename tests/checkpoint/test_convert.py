@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from panovlm.checkpoint.formats import read_header
+from panovlm.checkpoint.formats.header import ITEMSIZE, RECORD
 from panovlm.checkpoint.load import build_empty
 from panovlm.checkpoint.locate import ADAPTERS, OWN_SIDECAR, SIDECAR, TOKENIZER
 from panovlm.checkpoint.resolve import resolve
@@ -174,7 +175,8 @@ class TestFormats:
         model = build_empty(load(path).recipe).to_empty(device="cpu")
         again = Module.load_from_checkpoint(out, model=model)
         for name, tensor in load(path).state_dict().items():
-            assert torch.equal(again.model.state_dict()[name], tensor)
+            if name != RECORD:  # the other one has no tokenizer to tell of
+                assert torch.equal(again.model.state_dict()[name], tensor)
 
     def test_by_safetensors(self, saved, convert, tmp_path):
         """The format's own library reads the file as it is meant."""
@@ -195,7 +197,7 @@ class TestFormats:
         assert len(shards) > 3 and entries(out)[-1] == TOKENIZER
         for shard in shards:
             tensors = read_header(shard).tensors.values()
-            sizes = [torch.Size(info.shape).numel() * 4 for info in tensors]
+            sizes = [torch.Size(i.shape).numel() * ITEMSIZE[i.dtype] for i in tensors]
             assert sum(sizes) <= 20_000 or len(sizes) == 1
         index = json.loads((out / "model.safetensors.index.json").read_text())
         assert set(index["weight_map"].values()) == {shard.name for shard in shards}
@@ -218,7 +220,8 @@ class TestFormats:
         state = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
         dcp.save({"state_dict": state}, checkpoint_id=path, no_dist=True)
         assert main(["inspect", str(tmp_path)]) == 0
-        assert capsys.readouterr().out.startswith(f"assumed {len(resolve(path).assumed)}   {path}:")
+        assert resolve(path).assumed == []
+        assert capsys.readouterr().out.startswith(f"ok           {path}:")
         assert main(["add-metadata", "--recursive", str(tmp_path)]) == 0
         beside = path if name == "checkpoint" else path.parent
         assert (beside / SIDECAR).is_file()
@@ -327,6 +330,8 @@ class TestAdapters:
         before = model.state_dict()
         prefix = "language_model.base_model.model."
         for name, tensor in after.items():
+            if name == RECORD:  # it tells that there are no adapters now
+                continue
             layer = f"{prefix}{name.removeprefix('language_model.').removesuffix('.weight')}"
             if f"{layer}.lora_A.default.weight" not in before:
                 plain = name.replace("language_model.", prefix, 1)
@@ -432,7 +437,7 @@ class TestRefusals:
         path = saved()
 
         def wrong(file, weights, metadata):
-            name = next(iter(weights))
+            name = next(name for name in weights if name != RECORD)
             broken = {**weights, name: Stored(weights[name].tensor + 1, weights[name].dtype)}
             write_safetensors(file, broken, metadata)
 

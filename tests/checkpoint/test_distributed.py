@@ -13,7 +13,12 @@ import pytest
 import torch
 
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import describe_model, embedded_entries, save_checkpoint
+from panovlm.checkpoint.save import (
+    describe_model,
+    embedded_entries,
+    save_checkpoint,
+    without_record,
+)
 from panovlm.cli.main import main
 from panovlm.errors import CheckpointError
 from panovlm.models.model import PanoramaVLM
@@ -81,10 +86,11 @@ def test_they_open_on_one_process(written, batch, path, name, container):
 def zero_folder(own, zero, tmp_path_factory):
     """Write a model as DeepSpeed under Lightning does."""
 
-    def write(*, stage, describe=True, name="last.ckpt", **options):
+    def write(*, stage, describe=True, kept=True, name="last.ckpt", **options):
         model = own()
         parameters = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
         state = {f"model.{n}": t for n, t in model.state_dict().items()}
+        state = state if kept else without_record(state)
         first = {t.data_ptr(): n for n, t in parameters.items()}
         shared = {
             n: first[t.data_ptr()]
@@ -123,6 +129,8 @@ def test_a_folder_of_deepspeed(own, zero_folder, batch, stage):
 def test_a_folder_is_given_its_metadata(own, zero_folder, batch, name, capsys):
     """Beside it where it is named like a file, in it otherwise."""
     folder = zero_folder(stage=3, describe=False, name=name)
+    assert resolve(folder).assumed == []  # the weights keep the settings
+    folder = zero_folder(stage=3, describe=False, kept=False, name=name)
     assert main(["inspect", str(folder)]) == 0
     assert f"{folder}  (deepspeed, named)" in capsys.readouterr().out
     assert main(["inspect", str(folder), "--json"]) == 0

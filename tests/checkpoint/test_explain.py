@@ -146,7 +146,9 @@ def test_the_text(saved, capsys):
     assert said[0] == "models.overlap_ratio = 0.5"
     assert said[1] == f"from: metadata: {SIDECAR}"
     assert said[2] == "unobservable: it leaves no trace in any shape"
-    assert f"  {SIDECAR}   0.5  taken" in said
+    taken = [line.split() for line in said if line.startswith(f"  {SIDECAR}")]
+    assert taken == [[SIDECAR, "0.5", "taken"]]
+    assert any("recipe in the weights" in line and line.endswith("agrees") for line in said)
     command = f"panovlm add-metadata --checkpoint {saved} --set models.overlap_ratio=VALUE"
     assert said[-1] == f"to set it: {command}"
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from panovlm.checkpoint.load import build_empty, complete, prove_model, tied_names
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import save_checkpoint, strip_metadata
+from panovlm.checkpoint.save import save_checkpoint, strip_metadata, without_record
 from panovlm.errors import (
     AssumedSettingsWarning,
     CheckpointError,
@@ -400,6 +400,9 @@ class TestAssumed:
         del document["recipe"]["models"]["overlap_ratio"], document["probe"]
         path.write_text(json.dumps(document))
         torch.save({"state_dict": model.state_dict()}, tmp_path / "best.ckpt")
+        assert load(tmp_path, strict=True).recipe == model.recipe  # the weights keep it
+        state = without_record(model.state_dict())
+        torch.save({"state_dict": state}, tmp_path / "best.ckpt")
         found = resolve(tmp_path)
         assert found.assumed == ["models.overlap_ratio"]
         with pytest.raises(CheckpointError, match=r"models\.overlap_ratio = 0\.5"):

@@ -14,7 +14,7 @@ from panovlm.checkpoint.metadata import EMBEDDED
 from panovlm.checkpoint.probe.measure import measure_prompt
 from panovlm.checkpoint.probe.record import ENTRY
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import save_checkpoint
+from panovlm.checkpoint.save import save_checkpoint, without_record
 from panovlm.checkpoint.solve import solve
 from panovlm.config.schema import LoRASettings
 from panovlm.errors import CheckpointError, ContradictionError
@@ -82,6 +82,7 @@ def wrong(originals, tmp_path):
                 place = place[key]
             assert place[leaf] != value
             place[leaf] = value
+        contents["state_dict"] = without_record(contents["state_dict"])
         torch.save(contents, path)
         (tmp_path / SIDECAR).write_text(json.dumps(document))
         return path

@@ -14,6 +14,7 @@ from benchmarks.gauntlet.cases import (
     hostile,
     models,
     names,
+    newer,
     original,
     variants,
     weights,
@@ -31,6 +32,7 @@ GROUPS = (
     hostile,
     weights,
     edits,
+    newer,
 )
 
 

@@ -13,7 +13,8 @@ from panovlm.config.model_recipe import Layout
 from panovlm.errors import ContradictionError
 from panovlm.models.resamplers.recipe import Dialect
 
-MARKERS = (RECORD, "layout")
+EARLIER = "layout"
+MARKERS = (RECORD, EARLIER)
 """Tensors by which a checkpoint of this family is told, and that are no weights: the model's
 settings, or of earlier ones a single byte."""
 Part = tuple[int, int]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from panovlm.checkpoint.formats.header import RECORD
+from panovlm.checkpoint.keymap import MARKERS
 from panovlm.config.base import StrictModel
 from panovlm.config.model_recipe import LoRASettings, Recipe
 from panovlm.errors import CheckpointError
@@ -124,19 +125,21 @@ def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
     Args:
         shapes: the model's own names (without wrappers and aliases) to shapes.
     """
-    return _of_shapes({n: shape for n, shape in shapes.items() if not n.endswith(OUTPUT_LAYERS)})
+    left_out = (*OUTPUT_LAYERS, *MARKERS)  # nor what only marks a checkpoint of this family
+    return _of_shapes({n: shape for n, shape in shapes.items() if not n.endswith(left_out)})
 
 
 def fingerprints(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """Return every fingerprint by which a document can name these weights, today's first.
 
-    Documents from before 0.1.0 counted the language model's output layer, also where the file
-    stores it only as the token embeddings that it is tied to.
+    Documents from before 0.1.0 counted the marker of this family and the language model's output
+    layer, also where the file stores it only as the token embeddings that it is tied to.
 
     Args:
         shapes: as for :func:`fingerprint`.
     """
-    whole = dict(shapes)
+    whole = {name: shape for name, shape in shapes.items() if name != RECORD}
+    marked = _of_shapes({n: shape for n, shape in whole.items() if not n.endswith(OUTPUT_LAYERS)})
     if not any(name.endswith(OUTPUT_LAYERS) for name in shapes):
         table = "model.embed_tokens.weight"
         whole |= {
@@ -144,13 +147,11 @@ def fingerprints(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
             for name, shape in shapes.items()
             if name.startswith("language_model.") and name.endswith(table)
         }
-    return fingerprint(shapes), _of_shapes(whole)
+    return fingerprint(shapes), marked, _of_shapes(whole)
 
 
 def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    # The length of the settings kept among the weights is no size of the model.
-    counted = {name: list(shape) for name, shape in shapes.items() if name != RECORD}
-    return _digest("\n".join(sorted(f"{name} {shape}" for name, shape in counted.items())))
+    return _digest("\n".join(sorted(f"{name} {list(shape)}" for name, shape in shapes.items())))
 
 
 def _digest(text: str) -> str:

@@ -249,6 +249,8 @@ def _differences(settling: Settling) -> list[str]:
         if source.kind != "metadata" or not bears(name, settling.values):
             continue
         for claim in settling.claims:
+            if claim.among_weights and name in BACKBONES:
+                continue  # labels in them differ, and what matters was compared
             other = claim.values.get(name)
             if other is not None and claim.document is None and plain(other) != plain(taken):
                 notes.append(f"{name}: {taken!r} ({source.detail}); {claim.origin} says {other!r}")

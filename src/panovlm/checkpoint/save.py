@@ -13,6 +13,8 @@ from torch import Tensor
 
 from panovlm.checkpoint.atomic import atomic_write, write_bytes
 from panovlm.checkpoint.borrow import NOTHING, LeftOut
+from panovlm.checkpoint.formats.header import RECORD
+from panovlm.checkpoint.keymap import EARLIER
 from panovlm.checkpoint.locate import SIDECAR, TOKENIZER, own_sidecar
 from panovlm.checkpoint.metadata import (
     EMBEDDED,
@@ -168,8 +170,22 @@ def _described(path: Path) -> str:
 def strip_metadata(source: Path, target: Path) -> None:
     """Copy a checkpoint file, leaving nothing but its weights.
 
-    This is what a file looks like whose description was lost; the demonstration uses it.
+    The settings among the weights are left out too, in favour of what marked a file before there
+    were any. This is what a file looks like of which every description was lost; the demonstration
+    uses it.
     """
     contents = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     with atomic_write(target) as file:
-        torch.save({"state_dict": contents["state_dict"]}, file)
+        torch.save({"state_dict": without_record(contents["state_dict"])}, file)
+
+
+def without_record(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict as it was before models kept their settings in it."""
+    kept: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        front, dot, leaf = name.rpartition(".")
+        if leaf == RECORD:
+            kept[f"{front}{dot}{EARLIER}"] = torch.ones(1, dtype=torch.uint8)
+        else:
+            kept[name] = tensor
+    return kept

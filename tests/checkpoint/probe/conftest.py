@@ -11,7 +11,7 @@ import torch
 
 from panovlm.checkpoint.locate import SIDECAR
 from panovlm.checkpoint.metadata import EMBEDDED
-from panovlm.checkpoint.save import save_checkpoint
+from panovlm.checkpoint.save import save_checkpoint, without_record
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def saved(originals, tmp_path):
 
 
 def edited(path, fields):
-    """Change fields of the document inside a file."""
+    """Change fields of the document inside a file, which has no settings among its weights."""
     contents = torch.load(path, weights_only=True)
     document = json.loads(contents[EMBEDDED])
     for name, value in fields.items():
@@ -54,5 +54,6 @@ def edited(path, fields):
             place = place[key]
         assert place[leaf] != value, f"{name} is {value!r} already"
         place[leaf] = value
-    torch.save({**contents, EMBEDDED: json.dumps(document)}, path)
+    state = without_record(contents["state_dict"]) if fields else contents["state_dict"]
+    torch.save({**contents, "state_dict": state, EMBEDDED: json.dumps(document)}, path)
     return path

@@ -14,7 +14,7 @@ from panovlm.checkpoint.locate import SIDECAR
 from panovlm.checkpoint.metadata import EMBEDDED
 from panovlm.checkpoint.probe.record import ENTRY, Probe
 from panovlm.checkpoint.repair import add_metadata
-from panovlm.checkpoint.save import save_checkpoint
+from panovlm.checkpoint.save import save_checkpoint, without_record
 from panovlm.checkpoint.solve import solve
 from panovlm.config.schema import LoRASettings
 from panovlm.errors import CheckpointError
@@ -184,6 +184,7 @@ class TestOnPurpose:
         path = saved(**BIMAMBA)
         contents = torch.load(path, weights_only=True)
         del contents[EMBEDDED]
+        contents["state_dict"] = without_record(contents["state_dict"])
         torch.save(contents, path)
         load(path)  # the defaults that are assumed are right
         with pytest.raises(CheckpointError) as error:
@@ -228,7 +229,8 @@ class TestWhoseProbeItIs:
         save_checkpoint(own(), tmp_path / "best.ckpt")
         other = own(overlap_ratio=0.25)
         state = {
-            f"model.{n}": 1.5 * t if "linear" in n else t for n, t in other.state_dict().items()
+            f"model.{n}": 1.5 * t if "linear" in n else t
+            for n, t in without_record(other.state_dict()).items()
         }
         torch.save({"state_dict": state}, tmp_path / "best.ckpt")
         with pytest.raises(CheckpointError) as error:
@@ -248,6 +250,7 @@ class TestWhoseProbeItIs:
         contents = torch.load(source, weights_only=True)
         names = ("panovlm_tokenizer", "state_dict", *left)
         kept = {name: contents[name] for name in names if name in contents}
+        kept["state_dict"] = without_record(kept["state_dict"])
         torch.save(kept, tmp_path / "best.ckpt")
         document = json.loads((source.parent / SIDECAR).read_text())
         document["recipe"]["models"]["overlap_ratio"] = 0.25
@@ -322,6 +325,7 @@ class TestAdapters:
         sidecar.write_text(sidecar.read_text().replace('"alpha": 8.0', '"alpha": 16.0'))
         contents = torch.load(tmp_path / "best.ckpt", weights_only=True)
         del contents[EMBEDDED]
+        contents["state_dict"] = without_record(contents["state_dict"])
         torch.save(contents, tmp_path / "best.ckpt")
         with pytest.raises(CheckpointError) as error:
             load(tmp_path)
@@ -375,6 +379,7 @@ class TestConversions:
         """Probed under assumptions, a copy shows that it stays as it is, not that it is right."""
         path = saved()
         contents = torch.load(path, weights_only=True)
+        contents["state_dict"] = without_record(contents["state_dict"])
         torch.save({k: contents[k] for k in ("state_dict", "panovlm_tokenizer")}, path)
         convert(path, tmp_path / "out.ckpt", to="lightning")
         probe = json.loads(torch.load(tmp_path / "out.ckpt", weights_only=True)[ENTRY])
