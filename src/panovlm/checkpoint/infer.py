@@ -81,22 +81,23 @@ def claimant(shapes: Shapes) -> ResamplerRecipe:
     Raises:
         CheckpointError: none or several do; the message says what each was missing.
     """
+    place = shapes.prefix.rstrip(".")
     reasons = {name: found.missing(shapes) for name, found in recipes().items()}
     claims = [name for name, missing in reasons.items() if not missing]
     if len(claims) == 1:
         return recipes()[claims[0]]
     if claims:
         raise CheckpointError(
-            f"the tensors under {shapes.prefix} fit several resamplers ({', '.join(claims)}); "
+            f"the tensors of {place} fit several resamplers ({', '.join(claims)}); "
             "their recipes must tell each other apart."
         )
     if not len(shapes):
         raise CheckpointError(
-            f"the checkpoint has no resampler (no tensor under {shapes.prefix}); it is incomplete."
+            f"the checkpoint has no resampler (no tensor of {place}); it is incomplete."
         )
     nearest = max(recipes(), key=lambda name: _share_present(recipes()[name], shapes))
     raise CheckpointError(
-        f"no registered resampler has the tensors under {shapes.prefix}. Nearest is {nearest!r}: "
+        f"no registered resampler has the tensors of {place}. Nearest is {nearest!r}: "
         f"{'; '.join(reasons[nearest][:3])}. Known: {', '.join(sorted(recipes()))}; others come "
         "with the package that defines them."
     )

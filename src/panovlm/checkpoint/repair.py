@@ -213,7 +213,7 @@ def _give(found: Resolution, *, shared: bool, dry_run: bool) -> Repair:
     wanted, there = document(found), _present(found)
     if wanted.probe is None and there is not None:  # perhaps of another file of the folder
         wanted = wanted.model_copy(update={"probe": there.probe})
-    complete = there is not None and _same(there, wanted) and there.amends == wanted.amends
+    complete = there is not None and _same(there, wanted) and _corrects(there) == _corrects(wanted)
     own, common = own_sidecar(found.path), found.location.folder / SIDECAR
     path = common if shared and not own.is_file() else own
     if complete:
@@ -222,6 +222,11 @@ def _give(found: Resolution, *, shared: bool, dry_run: bool) -> Repair:
         _keep_original(path)
         write_bytes(path, wanted.to_json().encode())
     return Repair(path, found, wanted, complete, written=not complete and not dry_run)
+
+
+def _corrects(document: CheckpointMetadata) -> tuple[str, str]:
+    """Return what a document was written to correct."""
+    return document.amends, document.amends_weights
 
 
 def _present(found: Resolution) -> CheckpointMetadata | None:

@@ -7,7 +7,7 @@ neither tells is listed as assumed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.backbones import UNNAMED
 from panovlm.checkpoint.fields import RESAMPLER, FieldMap, bears, nest
 from panovlm.checkpoint.formats import Header, read_header
-from panovlm.checkpoint.infer import infer
+from panovlm.checkpoint.infer import Inferred, infer
 from panovlm.checkpoint.keys import map_keys
 from panovlm.checkpoint.locate import Location, locate
 from panovlm.checkpoint.metadata import fingerprints
@@ -41,6 +41,7 @@ from panovlm.checkpoint.settling import (
     preferred,
     stated_otherwise,
 )
+from panovlm.checkpoint.shapes import Shapes
 from panovlm.checkpoint.shells import refuse_shells
 from panovlm.checkpoint.sources import Claims, DocumentReader
 from panovlm.config.model_recipe import Recipe
@@ -110,7 +111,8 @@ def resolve(
         )
     recorded = document.references if document is not None else {}
     shapes = {name: info.shape for name, info in header.tensors.items()}
-    inferred = infer(keys.shapes(shapes), {ELSEWHERE[prefix].config for prefix in recorded})
+    elsewhere = {ELSEWHERE[prefix].config for prefix in recorded}
+    inferred = _inferred(keys.shapes(shapes), elsewhere, file)
     believed = preferred(prefer, FINGERPRINT) != "weights"
     documents = DocumentReader(
         location,
@@ -130,7 +132,7 @@ def resolve(
     settling = Settling(keys, inferred, claims, prefer, documents.embedded)
     settle(settling)
     _check_preferences(settling)
-    elsewhere = borrowed(settling, recorded, is_split=location.is_split, path=file)
+    found_elsewhere = borrowed(settling, recorded, is_split=location.is_split, path=file)
     if settling.preferred(FINGERPRINT) is None:
         settling.conflicts += _other_weights(claims, actual, location.checkpoint.name)
     carried = bool(header.attachments) or location.tokenizer is not None
@@ -157,7 +159,7 @@ def resolve(
         embedded=documents.embedded,
         weights=weights,
         adapters=part,
-        borrowed=elsewhere,
+        borrowed=found_elsewhere,
         fingerprint=actual[0],
         changed=stated_otherwise(documents.claims, claims[0].values) if overrides else [],
         record=record,
@@ -195,6 +197,18 @@ def _read(location: Location, weights: Weights | None) -> Header:
             f"{error}\nIt was taken because {location.why}, and no other is put in its place by "
             f"itself; the folder also holds {', '.join(others)}. Name one to take that."
         ) from error
+
+
+def _inferred(shapes: Shapes, elsewhere: Collection[str], file: str) -> Inferred:
+    """Read off the shapes what they tell; what is wrong with them is wrong with a file.
+
+    Raises:
+        CheckpointError: as :func:`infer`, the file named.
+    """
+    try:
+        return infer(shapes, elsewhere)
+    except CheckpointError as error:
+        raise type(error)(f"{file}: {error}") from error
 
 
 def _given(overrides: Mapping[str, Any] | None, section: str, field: str) -> Any:
