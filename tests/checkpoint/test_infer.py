@@ -88,7 +88,7 @@ def test_unknown_backbones_are_left_to_their_configuration(build, shapes):
 
 class TestDetection:
     def test_none(self):
-        with pytest.raises(CheckpointError, match=r"no tensor under resampler_module\.resampler"):
+        with pytest.raises(CheckpointError, match=r"no tensor of resampler_module\.resampler"):
             claimant(Shapes({}, "resampler_module.resampler."))
         with pytest.raises(CheckpointError, match=r"Nearest is .bimamba.: .*A_log is absent"):
             claimant(
