@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": "write a checkpoint in another format, checked tensor by tensor",
     "ask": "ask a question about a panorama",
     "views": "draw what the model sees of a panorama",
+    "doctor": "show what this machine offers, and whether it works",
     "demo": "the whole story on synthetic scenes: train, evaluate, lose the metadata, repair",
 }
 
