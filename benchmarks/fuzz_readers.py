@@ -41,7 +41,8 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="run only the case of this number")
     options = parser.parse_args()
     cases = range(options.cases) if options.case is None else [options.case]
-    writers = fuzzing.Writers(module(TESTS / "dcp_writer.py"), module(HERE / "zero_writer.py"))
+    modules = (TESTS / "dcp_writer.py", HERE / "zero_writer.py", HERE / "small_model.py")
+    writers = fuzzing.Writers(*map(module, modules))
     failed = 0
     print(
         f"{'reader':<18}{'cases':>8}{'read':>8}{'refused':>9}{'other':>7}{'slowest':>11}{'memory':>9}"

@@ -77,6 +77,12 @@ def zero() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def small() -> ModuleType:
+    """Maker of a small untrained model."""
+    return _module("small_model", BENCHMARKS)
+
+
+@pytest.fixture(scope="session")
 def dcp_writer() -> ModuleType:
     """Writer of distributed checkpoints."""
     return _module("dcp_writer")

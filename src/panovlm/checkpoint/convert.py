@@ -266,7 +266,7 @@ def _prove(path: Path, export: Export) -> None:
     again = load_checkpoint(path, device=torch.device("cpu"), probe=False)
     state = _state(again)
     for name, stored in export.weights.items():
-        _require(_equal(state.get(name), stored.value()), f"tensor {name}")
+        _require(equal_tensors(state.get(name), stored.value()), f"tensor {name}")
     _require(state.keys() == _state(export.model).keys(), "the names of the tensors")
     _require(again.recipe == export.model.recipe, "the settings")
     _require(tokenizer_digests(resolve(path)) == export.document.tokenizer, "the tokenizer")
@@ -274,9 +274,11 @@ def _prove(path: Path, export: Export) -> None:
     compare_probe(again.resolution, again, precisions(again))
 
 
-def _equal(read: Tensor | None, meant: Tensor) -> bool:
-    """Compare types, shapes and bytes."""
-    if read is None or read.dtype != meant.dtype or read.shape != meant.shape:
+def equal_tensors(read: Tensor | None, meant: Tensor | None) -> bool:
+    """Compare types, shapes and bytes; nothing equals only nothing."""
+    if read is None or meant is None:
+        return read is meant
+    if read.dtype != meant.dtype or read.shape != meant.shape:
         return False
     return torch.equal(_bytes(read), _bytes(meant))
 

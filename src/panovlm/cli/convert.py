@@ -7,6 +7,7 @@ from pathlib import Path
 
 from panovlm.cli.options import DTYPES, add_loading_options, dtype, loading_choices, nbytes
 from panovlm.cli.quiet import quiet
+from panovlm.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="checkpoint file or folder")
     parser.add_argument("output", type=Path, help="file (safetensors, lightning) or folder")
     parser.add_argument(
-        "--to", required=True, choices=("safetensors", "sharded", "huggingface", "lightning")
+        "--to",
+        required=True,
+        choices=("safetensors", "sharded", "huggingface", "lightning", "backbones"),
+        help="backbones: the vision tower and the language model as models of their own",
     )
     parser.add_argument(
         "--merge-lora", action="store_true", help="add the adapters into the weights"
@@ -35,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Convert, and say what was written."""
     quiet()
+    if options.to == "backbones":
+        return _extract(options)
     from panovlm.checkpoint.convert import convert
 
     done = convert(
@@ -51,4 +57,24 @@ def run(options: argparse.Namespace) -> int:
     print(f"{done.path}: {done.tensors} tensors, {done.nbytes:,} bytes, opened again: all equal")
     for name in done.document.assumed:
         print(f"assumed as before: {name}")
+    return 0
+
+
+def _extract(options: argparse.Namespace) -> int:
+    if options.dtype:
+        raise ConfigError("--dtype does not apply to backbones; they are written as they are.")
+    from transformers.utils import logging
+
+    from panovlm.checkpoint.extract import extract_backbones
+
+    logging.disable_progress_bar()
+    for folder in extract_backbones(
+        options.checkpoint,
+        options.output,
+        merge_lora=options.merge_lora,
+        overwrite=options.overwrite,
+        strict=options.strict,
+        **loading_choices(options),
+    ):
+        print(f"{folder}: opened again: all equal")
     return 0

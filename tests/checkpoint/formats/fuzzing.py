@@ -21,12 +21,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import yaml
 from safetensors.torch import save_file
 
+from panovlm.checkpoint.describe import as_json, as_text
 from panovlm.checkpoint.formats import load_tensors, read_attachments, read_header
+from panovlm.checkpoint.resolve import resolve
+from panovlm.checkpoint.save import save_checkpoint
+from panovlm.config.schema import LoRASettings
 from panovlm.errors import PanoVLMError
 
 SECONDS = 30
@@ -118,23 +123,47 @@ def zero_3_folder(folder: Path, writers: Writers) -> Path:
     return _zero(folder, writers, 3)
 
 
-READERS: dict[str, Callable[[Path, Writers], Path]] = {
-    "torch": torch_file,
-    "torch before 1.6": legacy_file,
-    "safetensors": safetensors_file,
-    "index": index_file,
-    "DCP": dcp_folder,
-    "ZeRO-2": zero_2_folder,
-    "ZeRO-3": zero_3_folder,
-}
+def run_folder(folder: Path, writers: Writers) -> Path:
+    """A checkpoint with its document inside, beside it, and the run's settings."""
+    model = writers.small.small_model()
+    save_checkpoint(model, folder / "best.ckpt")
+    run = {"models": model.recipe.models.model_dump(mode="json")}
+    (folder / "config.yaml").write_text(yaml.safe_dump(run))
+    return folder
+
+
+def split_folder(folder: Path, writers: Writers) -> Path:
+    """PEFT's adapters beside what else was trained, on a language model of its own folder."""
+    model = writers.small.small_model()
+    base = folder / "base"
+    model.language_model.save_pretrained(base)
+    model.add_adapters(LoRASettings.model_validate({"rank": 2, "target_modules": ["q_proj"]}))
+    model.language_model.peft_config["default"].base_model_name_or_path = str(base)
+    model.language_model.save_pretrained(folder)
+    state = {n: t for n, t in model.state_dict().items() if not n.startswith("language_model.")}
+    torch.save(state, folder / "non_lora_trainables.bin")
+    return folder
+
+
+def adapted_folder(folder: Path, writers: Writers) -> Path:
+    """A whole checkpoint without adapters, and PEFT's folder of them beside it."""
+    split_folder(folder, writers)
+    save_checkpoint(writers.small.small_model(), folder / "best.ckpt")
+    (folder / "lora_weights").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).rename(folder / "lora_weights" / name)
+    for file in (folder / "non_lora_trainables.bin", *folder.glob("*.json")):
+        file.unlink()
+    return folder
 
 
 @dataclass(frozen=True)
 class Writers:
-    """The modules that write folders."""
+    """The modules that write folders and make models."""
 
     dcp: ModuleType
     zero: ModuleType
+    small: ModuleType
 
 
 # Damage ---------------------------------------------------------------------------------------
@@ -220,7 +249,7 @@ def _replace_word(changed: bytearray, at: int, word: bytes) -> None:
 
 def described_parts(name: str, data: bytes) -> list[tuple[int, int]]:
     """Return where in a file its description lies."""
-    if name.endswith((".metadata", ".json", "latest")):
+    if name.endswith((".metadata", ".json", ".yaml", "latest")):
         return [(0, len(data))]
     if name.endswith(".safetensors"):
         return [(0, 8 + int.from_bytes(data[:8], "little"))]
@@ -300,6 +329,39 @@ def outcome(path: Path) -> str:
     return "read"
 
 
+def resolution(path: Path) -> str:
+    """Resolve everything that stands in a folder; otherwise as :func:`outcome`."""
+    try:
+        found = resolve(path)
+    except PanoVLMError as error:
+        assert str(path) in str(error), f"names no path: {error}"
+        return "refused"
+    as_text(found)
+    json.dumps(as_json(found))
+    return "refused" if found.conflicts else "read"
+
+
+class Reader(NamedTuple):
+    """What makes a sound checkpoint, and what reads it."""
+
+    make: Callable[[Path, Writers], Path]
+    read: Callable[[Path], str]
+
+
+READERS: dict[str, Reader] = {
+    "torch": Reader(torch_file, outcome),
+    "torch before 1.6": Reader(legacy_file, outcome),
+    "safetensors": Reader(safetensors_file, outcome),
+    "index": Reader(index_file, outcome),
+    "DCP": Reader(dcp_folder, outcome),
+    "ZeRO-2": Reader(zero_2_folder, outcome),
+    "ZeRO-3": Reader(zero_3_folder, outcome),
+    "run folder": Reader(run_folder, resolution),
+    "adapters": Reader(adapted_folder, resolution),
+    "split": Reader(split_folder, resolution),
+}
+
+
 def fuzz(name: str, cases: range | list[int], folder: Path, writers: Writers) -> Result:
     """Run cases of one reader.
 
@@ -311,7 +373,7 @@ def fuzz(name: str, cases: range | list[int], folder: Path, writers: Writers) ->
     """
     torch.serialization.set_crc32_options(False)  # damage shall get past the checksums
     try:
-        path = READERS[name](folder, writers)
+        path = READERS[name].make(folder, writers)
     finally:
         torch.serialization.set_crc32_options(True)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
@@ -319,7 +381,8 @@ def fuzz(name: str, cases: range | list[int], folder: Path, writers: Writers) ->
         files = [path] * 4 + sorted(path.parent.iterdir())
     sound = {file: file.read_bytes() for file in files}
     parts = {file: described_parts(file.name, data) for file, data in sound.items()}
-    assert outcome(path) == "read"
+    read = READERS[name].read
+    assert read(path) == "read"
     result, before = Result(), _memory()
     for case in cases:
         rng = random.Random(f"{name} {case}")
@@ -328,7 +391,7 @@ def fuzz(name: str, cases: range | list[int], folder: Path, writers: Writers) ->
         start, used = time.perf_counter(), _memory()
         try:
             with time_limit(SECONDS):
-                ended = outcome(path)
+                ended = read(path)
         except Hang:
             ended = "hang"
         except (Exception, MemoryError) as error:  # noqa: BLE001 - the very thing that is looked for

@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from panovlm.checkpoint.averages import Weights, choose
 from panovlm.checkpoint.formats import (
-    dcp,
-    deepspeed,
     legacytorch,
     safetensors,
     sharded,
     torchzip,
     ziparchive,
 )
+from panovlm.checkpoint.formats.dcpfiles import is_dcp
 from panovlm.checkpoint.formats.header import (
     ATTACHMENTS,
     Contents,
@@ -240,11 +239,20 @@ def _folder_reader(path: Path) -> FolderReader | None:
     try:
         if not path.is_dir():
             return None
-        if dcp.is_dcp(path):
-            return dcp
-        return deepspeed if is_deepspeed(path) else None
+        found_dcp = is_dcp(path)
+        found_deepspeed = not found_dcp and is_deepspeed(path)
     except (OSError, ValueError):
         return None  # the reader of a file says what is wrong with the path
+    # Most checkpoints are files: the readers of folders are imported when one is met.
+    if found_dcp:
+        from panovlm.checkpoint.formats import dcp
+
+        return dcp
+    if found_deepspeed:
+        from panovlm.checkpoint.formats import deepspeed
+
+        return deepspeed
+    return None
 
 
 def _files(path: Path) -> tuple[Path, ...]:

@@ -24,7 +24,7 @@ from panovlm.checkpoint.averages import (
     entry_is_averaged,
     lightning_averages,
 )
-from panovlm.checkpoint.formats.dcpindex import METADATA, Index, Item, Steps
+from panovlm.checkpoint.formats.dcpindex import Index, Item, Steps
 from panovlm.checkpoint.formats.header import (
     ATTACHMENTS,
     Header,
@@ -47,11 +47,6 @@ REST = "meta.pt"
 _MAX_OBJECTS = 10_000
 _STATE_DICT: Steps = ("state_dict",)
 _OPTIMIZER = re.compile(r"optim(izer)?s?(_\w+)?")
-
-
-def is_dcp(folder: Path) -> bool:
-    """Tell whether a folder is a distributed checkpoint."""
-    return (folder / METADATA).is_file()
 
 
 def read(folder: Path, weights: Weights | None) -> Header:

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from panovlm.checkpoint.formats.dcpfiles import METADATA
 from panovlm.checkpoint.formats.header import ITEMSIZE, TensorInfo, is_shape
 from panovlm.checkpoint.formats.inert import unpickle
 from panovlm.checkpoint.formats.names import Foreign, Global
@@ -18,9 +19,6 @@ from panovlm.checkpoint.formats.source import Source, inside
 from panovlm.checkpoint.formats.split import Box, cover_fault
 from panovlm.checkpoint.formats.torchzip import MAX_PICKLE
 from panovlm.errors import CheckpointError
-
-METADATA = ".metadata"
-"""The file that makes a folder a distributed checkpoint; it is written last."""
 
 Steps = tuple[str | int, ...]
 """Place of an entry in the nested object that was saved: ``("model", "layers.0.weight")``."""

@@ -47,6 +47,11 @@ def use(choice: Choice) -> None:
     _choice = choice
 
 
+def chosen() -> Choice:
+    """Return what :func:`use` was last called with."""
+    return _choice
+
+
 @cache
 def has_numba() -> bool:
     """Tell whether numba is installed, without importing it."""

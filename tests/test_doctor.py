@@ -1,0 +1,61 @@
+"""``panovlm doctor`` tells what is there, and notices what is missing or broken."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+from panovlm import doctor
+from panovlm.cli.main import main
+from panovlm.models.mamba import backends, scan
+
+
+def found(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, str]]]:
+    code = main(["doctor", "--json"])
+    return code, {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+
+
+def test_everything_works_here(capsys: pytest.CaptureFixture[str]) -> None:
+    code, checks = found(capsys)
+    assert code == 0
+    assert f"torch {version('torch')}" in checks["packages"]["detail"]
+    assert checks["extra fast"]["detail"] == f"numba {version('numba')}"
+    assert {"scan by torch", "scan by numba", "model hub", "disk"} <= checks.keys()
+    assert checks["accelerator"]["outcome"] == ("works" if torch.cuda.is_available() else "note")
+
+
+def test_the_choice_of_the_scan_is_put_back(capsys: pytest.CaptureFixture[str]) -> None:
+    backends.use("torch")
+    try:
+        found(capsys)
+        assert backends.chosen() == "torch"
+    finally:
+        backends.use("auto")
+
+
+def test_packages_that_are_missing_or_old(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["torch>=99", "no-such-package", "absent-too; extra == 'fast'"]
+    monkeypatch.setattr(doctor, "_requirements", lambda: [Requirement(text) for text in texts])
+    code, checks = found(capsys)
+    assert code == 1
+    said = checks["packages"]["detail"]
+    assert f"torch {version('torch')} is installed, >=99 is needed" in said
+    assert "no-such-package is not installed" in said and "absent-too" not in said
+    assert checks["extra fast"]["outcome"] == "note"
+    assert "pip install 'panovlm[fast]'" in checks["extra fast"]["detail"]
+
+
+def test_a_scan_that_computes_something_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = scan.selective_scan
+    monkeypatch.setattr(scan, "selective_scan", lambda *given, **how: sound(*given, **how) + 0.1)
+    code, checks = found(capsys)
+    assert code == 1
+    assert checks["scan by torch"]["outcome"] == "fault"
