@@ -24,7 +24,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,fast,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,fast,datasets,dev]"
 	$(BIN)/python -m pip check
 	touch $(STAMP)
 

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from panovlm.config import schema
+from panovlm.config.image_input import ImageInput
 from panovlm.models.resamplers import BUILT_IN
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -55,6 +56,7 @@ BLOCKS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("environment", schema.Environment),
     ("data", schema.Data),
     ("data.csv_train (an entry with a weight)", schema.WeightedTable),
+    ("data.input", ImageInput),
     ("data.synthetic", schema.SyntheticScenes),
     ("paths", schema.Paths),
     ("models", schema.ModelSettings),

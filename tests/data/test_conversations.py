@@ -106,7 +106,6 @@ BAD: list[tuple[Any, str]] = [
     (llava("a", "b", "<image> c", "d"), "<image> does not stand in the first question"),
     (llava("a", "<image>"), "<image> does not stand in the first question"),
     (llava("a", "b", "c"), "has no answer to its last question"),
-    (llava(), "has no messages"),
     ({**GOOD, "conversations": "a"}, "'conversations' is no list"),
     ({**GOOD, "conversations": ["a"]}, r"conversations\[0\] is no object"),
     ({**GOOD, "conversations": [{"from": "gpt", "value": "b"}]}, "message 0 is the assistant's"),

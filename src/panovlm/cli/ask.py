@@ -9,10 +9,12 @@ from pathlib import Path
 from panovlm.checkpoint.describe import remarks
 from panovlm.cli.options import (
     add_device_options,
+    add_input_option,
     add_loading_options,
     add_probe_option,
     device,
     dtype,
+    image_input,
     overrides,
 )
 from panovlm.cli.quiet import quiet
@@ -23,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
     parser.add_argument("panorama", type=Path, help="equirectangular image")
     parser.add_argument("question")
+    add_input_option(parser)
     add_loading_options(parser)
     add_device_options(parser)
     add_probe_option(parser)
@@ -31,11 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the answer."""
     quiet()
+    from panovlm.config.image_input import PLAIN
     from panovlm.evaluation.run import generation_arguments
     from panovlm.models.model import PanoramaVLM
     from panovlm.panorama.image import read_panorama
+    from panovlm.panorama.picture import Picture
 
-    panorama = read_panorama(options.panorama)
+    panorama = read_panorama(Picture(options.panorama, image_input(options) or PLAIN))
     model = PanoramaVLM.from_checkpoint(
         options.checkpoint,
         device=device(options.device),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from panovlm.cli.options import add_input_option, image_input
 from panovlm.cli.progress import tracked
 from panovlm.errors import ConfigError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from panovlm.config.schema import Settings
     from panovlm.data.check import Check, Measure
 
-ALLOWABLE = ("aspect", "empty", "duplicate", "long")
+ALLOWABLE = ("aspect", "empty", "alone", "duplicate", "long")
 """Findings that training does not refuse."""
 _SHOWN = 5
 
@@ -25,13 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser("check", help="read everything, report what is wrong")
-    check.add_argument("tables", nargs="*", type=Path, metavar="FILE", help="CSV or JSON table")
+    check.add_argument("tables", nargs="*", type=Path, metavar="FILE", help="table of any form")
     check.add_argument(
         "-c",
         "--config",
         type=Path,
         help="experiment file: its tables (unless FILE is given), image folder, text limits",
     )
+    add_input_option(check)
     check.add_argument("--data-dir", help="base of relative image paths")
     check.add_argument(
         "--allow",
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check; 1 when something is wrong."""
+    from panovlm.config.image_input import PLAIN
     from panovlm.data.check import check_tables
 
     settings = _settings(options)
@@ -63,6 +66,9 @@ def run(options: argparse.Namespace) -> int:
         measure=measure,
         track=tracked,
         threads=min(8, os.cpu_count() or 1),
+        alone=_alone(settings) if settings else (),
+        stream_blocks=settings.data.stream_blocks if settings else None,
+        image_input=image_input(options) or (settings.data.input if settings else PLAIN),
     )
     print(json.dumps(found.as_json(), indent=2) if options.json else _text(found))
     return 1 if found.counts.keys() - set(options.allow) else 0
@@ -81,6 +87,17 @@ def _tables(settings: Settings) -> list[Path]:
     stages = [stage_files(settings, name) for name in settings.training.stages]
     files = [file for train, val in stages for file in (*train, *val)]
     return [Path(file) for file in dict.fromkeys([*files, *settings.data.csv_test])]
+
+
+def _alone(settings: Settings) -> set[Path]:
+    """Return the tables that only stage vision reads."""
+    from panovlm.training.tables import stage_files
+
+    files: dict[bool, set[Path]] = {True: set(), False: {Path(t) for t in settings.data.csv_test}}
+    for name in settings.training.stages:
+        train, val = stage_files(settings, name)
+        files[name == "vision"] |= {Path(file) for file in (*train, *val)}
+    return files[True] - files[False]
 
 
 def _measure(settings: Settings) -> Measure | None:

@@ -11,10 +11,12 @@ from panovlm.checkpoint.describe import remarks
 from panovlm.checkpoint.locate import locate
 from panovlm.cli.options import (
     add_device_options,
+    add_input_option,
     add_loading_options,
     add_probe_option,
     device,
     dtype,
+    image_input,
     overrides,
     positive,
 )
@@ -24,6 +26,8 @@ from panovlm.errors import ConfigError
 if TYPE_CHECKING:
     from panovlm.config.schema import Settings
     from panovlm.evaluation.metrics import Scores
+    from panovlm.evaluation.session import TestTables
+    from panovlm.models.model import PanoramaVLM
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--csv-input", action="append", default=[], help="table of questions (repeatable)"
     )
     parser.add_argument("--data-dir", default="", help="base of relative image paths")
+    add_input_option(parser)
     parser.add_argument("--output-dir", type=Path, help="where the results go")
     parser.add_argument("--max-samples", type=positive, help="ask only the first so many questions")
     parser.add_argument("--batch-size", type=positive, help="questions per batch (default 8)")
@@ -75,7 +80,7 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
     settings = _settings(options)
     locate(path)  # a wrong name is told at once, before torch is imported
     quiet()
-    from panovlm.evaluation.session import default_tables, run_evaluation
+    from panovlm.evaluation.session import run_evaluation
     from panovlm.models.model import PanoramaVLM
 
     model = PanoramaVLM.from_checkpoint(
@@ -93,14 +98,15 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
     print(f"checkpoint: {resolution.path} ({resolution.location.why})")
     for line in remarks(resolution):
         print(line)
-    tables, base = _tables(options, settings) or default_tables(model)
+    asked = _tables(options, settings, model)
     generation = settings.generation if settings else model.recipe.generation
     if options.max_new_tokens is not None:
         generation = generation.model_copy(update={"max_new_tokens": options.max_new_tokens})
     result = run_evaluation(
         model,
-        tables=tables,
-        data_dir=base,
+        tables=asked.tables,
+        data_dir=asked.data_dir,
+        image_input=asked.image_input,
         generation=generation,
         folder=_folder(options, settings, model),
         prefix=_prefix(settings, model),
@@ -141,13 +147,35 @@ def _settings(options: argparse.Namespace) -> Settings | None:
     return load_settings(options.config) if options.config is not None else None
 
 
-def _tables(options: argparse.Namespace, settings: Settings | None) -> tuple[list[str], str] | None:
-    """Return the tables that the command line or the experiment file names."""
+def _tables(
+    options: argparse.Namespace, settings: Settings | None, model: PanoramaVLM
+) -> TestTables:
+    """Return the tables that the command line, the experiment file or the checkpoint's run names.
+
+    Raises:
+        ConfigError: nobody says how the pictures of these tables show the sphere, and those of
+            training did it in a way of their own.
+    """
+    from panovlm.config.image_input import PLAIN
+    from panovlm.evaluation.session import TestTables, default_tables, trained_input
+
+    said = image_input(options)
+    if settings is not None and said is None:
+        said = settings.data.input
     if options.csv_input:
-        return options.csv_input, options.data_dir
+        trained = trained_input(model)
+        if said is None and not trained.is_plain:
+            raise ConfigError(
+                f"the checkpoint was trained on pictures with {trained}; say of those of "
+                "--csv-input what they are: --input layout=erp for whole panoramas, or --input "
+                + " --input ".join(str(trained).split())
+            )
+        return TestTables(options.csv_input, options.data_dir, said or PLAIN)
     if settings is not None and (settings.data.csv_test or settings.data.csv_val):
-        return list(settings.data.csv_test or settings.data.csv_val), settings.paths.data_dir
-    return None
+        named = list(settings.data.csv_test or settings.data.csv_val)
+        return TestTables(named, settings.paths.data_dir, said or PLAIN)
+    found = default_tables(model)
+    return found if said is None else found._replace(image_input=said)
 
 
 def _folder(options: argparse.Namespace, settings: Settings | None, model: Any) -> Path:

@@ -6,9 +6,12 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from panovlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from panovlm.config.image_input import ImageInput
 
 DTYPES = ("float32", "bfloat16", "float16")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -89,6 +92,33 @@ def add_probe_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_input_option(parser: argparse.ArgumentParser) -> None:
+    """Add how pictures show the sphere."""
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="how pictures show the sphere, where it is not an equirectangular whole: a field of "
+        "data.input, such as layout=cubemap_row or hfov=180 (repeatable)",
+    )
+
+
+def image_input(options: argparse.Namespace) -> ImageInput | None:
+    """Return what :func:`add_input_option` read; ``None`` without the option.
+
+    Raises:
+        ConfigError: it is impossible.
+    """
+    if not options.input:
+        return None
+    from panovlm.config.image_input import ImageInput
+    from panovlm.config.load import Lines
+    from panovlm.config.validation import validate
+
+    return validate(ImageInput, overrides(options.input, "--input"), Lines("--input"))
+
+
 def positive(text: str) -> int:
     """Read a whole number from 1 on, as argparse wants it."""
     if not text.isdecimal() or int(text) < 1:
@@ -104,7 +134,7 @@ def nbytes(text: str) -> int:
     return int(found[1]) * _UNITS[(found[2] or "").upper()]
 
 
-def overrides(pairs: Sequence[str]) -> dict[str, Any]:
+def overrides(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
     """Read ``FIELD=VALUE`` pairs; values are YAML.
 
     Raises:
@@ -118,8 +148,8 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not name.strip():
-            raise ConfigError(f"--set {pair}: FIELD=VALUE was expected.")
-        found[name.strip()], _ = parse_yaml(value, f"--set {name.strip()}")
+            raise ConfigError(f"{option} {pair}: FIELD=VALUE was expected.")
+        found[name.strip()], _ = parse_yaml(value, f"{option} {name.strip()}")
     return found
 
 

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from panovlm.cli.options import overrides
+from panovlm.cli.options import add_input_option, image_input, overrides
 from panovlm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from panovlm.config.image_input import ImageInput
     from panovlm.config.schema import ImageProcessing, Settings
 
 NOMINAL = 256
@@ -19,6 +20,7 @@ NOMINAL = 256
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("panorama", type=Path, nargs="?", help="equirectangular image to draw")
+    add_input_option(parser)
     parser.add_argument("-o", "--output", type=Path, default=Path("views.png"))
     parser.add_argument("--stats", action="store_true", help="coverage and density on the sphere")
     parser.add_argument(
@@ -57,15 +59,25 @@ def run(options: argparse.Namespace) -> int:
 
 def _draw(options: argparse.Namespace, settings: ImageProcessing) -> None:
     """Write the contact sheet."""
+    from panovlm.config.image_input import PLAIN
     from panovlm.panorama.image import read_panorama
+    from panovlm.panorama.picture import Picture
     from panovlm.panorama.sheet import contact_sheet
 
-    sheet = contact_sheet(read_panorama(options.panorama), settings)
+    picture = Picture(options.panorama, _declared(options) or PLAIN)
+    sheet = contact_sheet(read_panorama(picture), settings)
     try:
         sheet.save(options.output)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {options.output}: {error}") from error
     print(f"{options.output}: {sheet.width}×{sheet.height}, {settings.crop_strategy}")
+
+
+def _declared(options: argparse.Namespace) -> ImageInput | None:
+    """Return how the picture shows the sphere: as --input says, else as the experiment does."""
+    if options.input or options.config is None:
+        return image_input(options)
+    return _experiment(options).data.input
 
 
 def _print_tokens(options: argparse.Namespace) -> None:

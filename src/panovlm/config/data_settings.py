@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field
 
 from panovlm.config.base import StrictModel
+from panovlm.config.image_input import ImageInput
 
 
 class WeightedTable(StrictModel):
@@ -84,6 +85,12 @@ class Data(StrictModel):
     """Validation tables."""
     csv_test: PlainTables = ()
     """Tables of an evaluation."""
+    input: ImageInput = Field(default_factory=ImageInput)
+    """How pictures show the sphere of which their row says nothing."""
+    stream_blocks: int | None = Field(default=None, ge=1)
+    """Read row groups of Parquet files, and shards, one after the other in an order of chance, so
+    many at a time, with their rows shuffled among each other; Parquet files are then read as they
+    are. Unset: all rows are shuffled, for which Parquet files are copied into a cache first."""
     skip_unreadable_images: bool = False
     """Leave rows out, counted and listed, whose image cannot be read; otherwise it is an error."""
     synthetic: SyntheticScenes | None = None

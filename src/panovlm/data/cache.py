@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from panovlm.data.hub_rows import StreamedCell
 from panovlm.data.samples import Sample
 from panovlm.data.turns import rolled
 from panovlm.errors import DataError
 from panovlm.panorama.image import check_panorama, read_panorama
+from panovlm.panorama.picture import Image, Picture
 from panovlm.panorama.pipeline import ViewPipeline
 
 _logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class ViewCache:
         size = self._views.nbytes / 2**20
         _logger.info("keeping the views of %d panoramas in memory (%.0f MiB)", len(first), size)
 
-    def __getitem__(self, image: Path) -> NDArray[np.uint8]:
+    def __getitem__(self, image: Image) -> NDArray[np.uint8]:
         """Return the views [V, h, w, 3] of an image, without a copy; do not write to them."""
         return self._views[self._rows[image]].numpy()
 
@@ -113,12 +114,18 @@ def readable(samples: Sequence[Sample], threads: int) -> list[Sample]:
 def require_readable(samples: Sequence[Sample], threads: int) -> None:
     """Refuse images that cannot be read before anything is done with the others.
 
-    Files are looked at, not decoded (see :func:`~panovlm.panorama.image.check_panorama`).
+    Files are looked at, not decoded (see :func:`~panovlm.panorama.image.check_panorama`); pictures
+    that are streamed are not looked at.
 
     Raises:
         DataError: An image cannot be read; the rows that name it first stand in the message.
     """
-    first = _first_rows(samples)
+    # A streamed picture would be read with all its row group, only to be looked at.
+    first = {
+        image: sample
+        for image, sample in _first_rows(samples).items()
+        if not (isinstance(image, Picture) and isinstance(image.file, StreamedCell))
+    }
     faults = _parallel(partial(_fault, check_panorama), list(first), threads)
     told = zip(first.values(), faults, strict=True)
     bad = [f"{sample.source}: {fault}" for sample, fault in told if fault]
@@ -132,15 +139,15 @@ def require_readable(samples: Sequence[Sample], threads: int) -> None:
         )
 
 
-def _first_rows(samples: Sequence[Sample]) -> dict[Path, Sample]:
+def _first_rows(samples: Sequence[Sample]) -> dict[Image, Sample]:
     """Return the images, each with the first sample about it."""
-    first: dict[Path, Sample] = {}
+    first: dict[Image, Sample] = {}
     for sample in samples:
         first.setdefault(sample.image, sample)
     return first
 
 
-def _fault(read: Callable[[Path], object], image: Path) -> str:
+def _fault(read: Callable[[Image], object], image: Image) -> str:
     """Return why an image cannot be read; empty when it can."""
     try:
         read(image)

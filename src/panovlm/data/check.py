@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+from panovlm.config.image_input import PLAIN, ImageInput
 from panovlm.data.rows import Row
-from panovlm.data.samples import Sample, resolve_images, sample_of, table_rows
+from panovlm.data.samples import Sample, samples_of
+from panovlm.data.tables import expanded, table_rows
 from panovlm.errors import DataError
 from panovlm.panorama.image import read_panorama
+from panovlm.panorama.picture import Image, is_there
 
-Kind = Literal["table", "row", "missing", "unreadable", "aspect", "empty", "duplicate", "long"]
+Kind = Literal[
+    "table", "row", "missing", "unreadable", "aspect", "empty", "alone", "duplicate", "long"
+]
 
 MEANINGS: dict[Kind, str] = {
     "table": "tables that cannot be read",
@@ -23,6 +28,7 @@ MEANINGS: dict[Kind, str] = {
     "unreadable": "images that cannot be read",
     "aspect": "images that are not twice as wide as high",
     "empty": "rows with an empty question or answer",
+    "alone": "rows without a conversation, which only stage vision reads",
     "duplicate": "rows that repeat another one",
     "long": "rows whose text is cut off",
 }
@@ -83,7 +89,15 @@ class Check:
 
 
 def check_tables(
-    files: Sequence[Path], *, data_dir: str, measure: Measure | None, track: Track, threads: int
+    files: Sequence[Path],
+    *,
+    data_dir: str,
+    measure: Measure | None,
+    track: Track,
+    threads: int,
+    image_input: ImageInput = PLAIN,
+    alone: Collection[Path] = (),
+    stream_blocks: int | None = None,
 ) -> Check:
     """Read tables and all their images to the end.
 
@@ -93,48 +107,62 @@ def check_tables(
         measure: judges the length of texts; ``None``: nobody does.
         track: shows the progress.
         threads: images that are decoded at a time.
+        image_input: how pictures show the sphere of which the row says nothing.
+        alone: tables whose rows need no conversation.
+        stream_blocks: as for :func:`read_tables`.
     """
     rows = 0
     samples: dict[Path, list[Sample]] = {}
     findings: list[Finding] = []
     for file in files:
-        read, faults = _read(file, data_dir)
+        read, faults = _read(file, data_dir, image_input, stream_blocks)
         samples[file] = read
+        if file not in alone:
+            bare = [sample for sample in read if not sample.turns]
+            findings += [Finding("alone", s.source, "it has no conversation") for s in bare]
         findings += faults
         rows += len(read) + sum(fault.kind == "row" for fault in faults)
     everything = [sample for read in samples.values() for sample in read]
     findings += _faults_of_texts(everything)
     if measure is not None:
-        told = [(file, sample) for file, read in samples.items() for sample in read]
+        told = [(file, sample) for file, read in samples.items() for sample in read if sample.turns]
         for file, sample in track(told, total=len(told), doing="texts"):
             if fault := measure(file, sample):
                 findings.append(Finding("long", sample.source, fault))
-    first: dict[Path, Sample] = {}
+    first: dict[Image, Sample] = {}
     for sample in everything:
-        if first.setdefault(sample.image, sample).image.is_file():
+        if is_there(first.setdefault(sample.image, sample).image):
             continue
         findings.append(Finding("missing", sample.source, f"{sample.image} does not exist"))
-    there = [sample for image, sample in first.items() if image.is_file()]
+    there = [sample for image, sample in first.items() if is_there(image)]
     with ThreadPoolExecutor(threads) as pool:
         faults = pool.map(_fault_of_image, there)
         findings += filter(None, track(faults, total=len(there), doing="images"))
     return Check(len(files), rows, len(there), tuple(findings))
 
 
-def _read(file: Path, data_dir: str) -> tuple[list[Sample], list[Finding]]:
+def _read(
+    name: Path, data_dir: str, image_input: ImageInput, stream_blocks: int | None
+) -> tuple[list[Sample], list[Finding]]:
     """Return the rows of a table that can be used, and what is wrong with the others."""
-    rows: list[Row] = []
+    samples: list[Sample] = []
     faults: list[Finding] = []
     try:
-        for row in table_rows(file):
-            if isinstance(row, DataError):
-                faults.append(_told("row", str(file), row))
-            else:
-                rows.append(row)
+        files = expanded(name)
     except DataError as error:
-        faults.append(_told("table", str(file), error))
-    images = resolve_images(file, [row.url for row in rows], data_dir)
-    return [sample_of(row, image) for row, image in zip(rows, images, strict=True)], faults
+        return [], [_told("table", str(name), error)]
+    for file in files:
+        rows: list[Row] = []
+        try:
+            for row in table_rows(file, image_input, stream_blocks):
+                if isinstance(row, DataError):
+                    faults.append(_told("row", str(file), row))
+                else:
+                    rows.append(row)
+        except DataError as error:
+            faults.append(_told("table", str(file), error))
+        samples += samples_of(file, rows, data_dir)
+    return samples, faults
 
 
 def _told(kind: Kind, file: str, error: DataError) -> Finding:

@@ -8,7 +8,8 @@ or ``images`` with one entry) and holds its conversation, as LLaVA does::
 
 or as ``messages`` of ``role`` and ``content``, where a content may be a list of parts of type
 ``text`` and ``image``. ``<image>`` is taken out of the first question: where the vision tokens
-stand is the model's own setting.
+stand is the model's own setting. An empty list of messages is a panorama alone, for a stage that
+reads no text.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, cast
 
 from panovlm.data.rows import Row, Rows, Turn, checked_url
 from panovlm.errors import DataError
+from panovlm.panorama.picture import Stored
 
 IMAGE = "<image>"
 """LLaVA's placeholder of the picture."""
@@ -60,7 +62,7 @@ def json_rows(file: Path, text: str) -> Rows:
 
 
 def _listed(file: Path, text: str) -> Iterator[tuple[str, Any]]:
-    value = _parsed(str(file), text)
+    value = parsed(str(file), text)
     if isinstance(value, DataError):
         raise value
     for number, entry in enumerate(value):
@@ -72,10 +74,10 @@ def _by_line(file: Path, text: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             source = f"{file}:{number}"
-            yield source, _parsed(source, line)
+            yield source, parsed(source, line)
 
 
-def _parsed(source: str, text: str) -> Any:
+def parsed(source: str, text: str) -> Any:
     """Return what a text says, or the error that tells why it says nothing."""
     try:
         return json.loads(text, object_pairs_hook=_without_repetition)
@@ -106,15 +108,29 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _row(source: str, value: object) -> Row | DataError:
     try:
-        return _conversation(source, value)
+        if not isinstance(value, Mapping):
+            raise DataError(f"{source}: expected an object with 'image' and 'conversations'")
+        return conversation_row(source, cast("Object", value))
     except DataError as error:
         return error
 
 
-def _conversation(source: str, value: object) -> Row:
-    if not isinstance(value, Mapping):
-        raise DataError(f"{source}: expected an object with 'image' and 'conversations'")
-    entry = cast("Object", value)
+def is_conversation(entry: Object) -> bool:
+    """Tell whether an object holds messages, in one of the two forms."""
+    return any(name in entry for name in _FORMS)
+
+
+def conversation_row(source: str, entry: Object, picture: str | Stored | None = None) -> Row:
+    """Return the row that an object says.
+
+    Args:
+        source: its place.
+        entry: the object.
+        picture: what it is about, where it need not name it; a name of its own is then a column.
+
+    Raises:
+        DataError: it cannot be used.
+    """
     forms = [name for name in _FORMS if name in entry]
     if len(forms) != 1:
         said = "has both" if forms else "has neither"
@@ -124,19 +140,19 @@ def _conversation(source: str, value: object) -> Row:
         )
     messages, inside = _messages(source, forms[0], entry[forms[0]])
     named = [*_named_images(source, entry), *inside]
-    if not named:
+    if not named and picture is None:
         raise DataError(f"{source}: names no image; expected its path under 'image'")
     if len(named) > 1:
         raise DataError(f"{source}: names {len(named)} images; {_SEVERAL}")
-    rest = entry.keys() - {"image", "images", *_FORMS}
-    columns = {key: _text_of(entry[key]) for key in sorted(rest)}
-    url = checked_url(source, named[0], "'image'")
+    rest = entry.keys() - ({"image", "images"} if picture is None else set()) - {*_FORMS}
+    columns = {key: text_of(entry[key]) for key in sorted(rest)}
+    url = picture or checked_url(source, named[0], "'image'")
     return Row(source, url, _turns(source, messages), columns)
 
 
-def _text_of(value: object) -> str:
+def text_of(value: object) -> str:
     """Return a further value as a table's cell would have it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _named_images(source: str, entry: Object) -> Iterator[str]:
@@ -218,9 +234,10 @@ def _turns(source: str, messages: Sequence[tuple[str, str]]) -> tuple[Turn, ...]
                 f"{source}: message {number} is the {role}'s, expected the {wanted}'s; questions "
                 "and answers take turns, beginning with a question"
             )
-    if not messages or len(messages) % 2:
-        what = "has no answer to its last question" if messages else "has no messages"
-        raise DataError(f"{source}: the conversation {what}")
+    if len(messages) % 2:
+        raise DataError(f"{source}: the conversation has no answer to its last question")
+    if not messages:
+        return ()
     texts = [text for _, text in messages]
     marks = sum(text.count(IMAGE) for text in texts)
     if marks > 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from panovlm.data.rows import Row, Rows, checked_url
 from panovlm.errors import DataError
+from panovlm.panorama.picture import Stored
 
 QUERY_TEMPLATE = (
     'In this panoramic image, please provide a concise but detailed description of "{query}".'
@@ -73,14 +74,18 @@ def _header(file: Path, cells: Sequence[str]) -> list[str]:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise DataError(f"{file}: columns {repeated} occur more than once in the header {header}")
-    for column in ("url", *_text_columns(file, header)):
+    for column in ("url", *text_columns(str(file), header)):
         if column not in header:
             raise DataError(f"{file}: column {column!r} is missing; the columns are {header}")
     return header
 
 
-def _text_columns(file: Path, columns: Sequence[str]) -> tuple[str, str]:
-    """Return the pair of columns that holds question and answer."""
+def text_columns(source: str, columns: Sequence[str]) -> tuple[str, str]:
+    """Return the pair of columns that holds question and answer; one of them may be missing.
+
+    Raises:
+        DataError: there is no such column.
+    """
     for pair in _PAIRS:
         if set(pair) <= set(columns):
             return pair
@@ -88,7 +93,7 @@ def _text_columns(file: Path, columns: Sequence[str]) -> tuple[str, str]:
         if set(pair) & set(columns):
             return pair
     raise DataError(
-        f"{file}: a table needs the columns 'instruction' and 'response', or 'query' and "
+        f"{source}: a table needs the columns 'instruction' and 'response', or 'query' and "
         f"'annotation'; the columns are {list(columns)}"
     )
 
@@ -106,15 +111,22 @@ def _row(file: Path, header: Sequence[str], line: Line) -> Row | DataError:
             f"{source}: the row has {len(cells)} cells, the header only {len(header)} "
             f"({', '.join(header)}); put text that contains a comma in double quotes"
         )
-    return _conversation(source, dict(zip(header, cells, strict=True)))
-
-
-def _conversation(source: str, row: Mapping[str, str]) -> Row | DataError:
+    row = dict(zip(header, cells, strict=True))
     try:
-        url = checked_url(source, row["url"], "cell 'url'")
+        return cells_row(source, row, checked_url(source, row.pop("url"), "cell 'url'"))
     except DataError as error:
         return error
-    used = {"url"}
+
+
+def cells_row(source: str, row: Mapping[str, str], url: str | Stored) -> Row:
+    """Return the row whose cells hold a question and its answer.
+
+    Args:
+        source: place of the row.
+        row: its cells by the names of their columns, which hold one of the two pairs.
+        url: its picture.
+    """
+    used: set[str] = set()
     if "instruction" in row and "response" in row:
         turn = (row["instruction"], row["response"])
         used |= {"instruction", "response"}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panovlm.data.augment import jitter
+from panovlm.data.blocks import blocks_of
 from panovlm.data.cache import ViewCache, load_views
 from panovlm.data.loader import Draw
 from panovlm.data.packing import pack
@@ -92,6 +93,11 @@ class PanoramaDataset(Dataset[Item]):
         """How often each item is taken per epoch, on average; None where each is taken once."""
         weights = [group[0].weight for group in self._groups]  # the same in every epoch
         return None if all(weight == 1 for weight in weights) else weights
+
+    @property
+    def blocks(self) -> list[int]:
+        """The block that each item is read from, see :mod:`~panovlm.data.blocks`."""
+        return blocks_of(group[0].image for group in self._groups)  # the same in every epoch
 
     def __getitem__(self, draw: Draw) -> Item:
         """Return one item.

@@ -19,6 +19,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from panovlm.data.blocks import mixed_order
 from panovlm.data.weights import digest, draw_repeats, epoch_length
 from panovlm.errors import ConfigError, DataError
 
@@ -39,6 +40,15 @@ class _Position(NamedTuple):
     batches: int
 
 
+class Blocks(NamedTuple):
+    """What an order keeps together."""
+
+    of: Sequence[int]
+    """Block of each sample."""
+    together: int
+    """Blocks whose samples are shuffled among each other."""
+
+
 class SeededSampler(Sampler[Draw]):
     """Samples of one process in an order that follows from seed and epoch.
 
@@ -53,6 +63,7 @@ class SeededSampler(Sampler[Draw]):
         world_size: How many processes there are.
         weights: How often each sample is taken per epoch, on average; None: once. Only shuffled
             samples have them.
+        blocks: Shuffle the samples block by block; None: all of them.
     """
 
     def __init__(
@@ -64,8 +75,10 @@ class SeededSampler(Sampler[Draw]):
         rank: int = 0,
         world_size: int = 1,
         weights: Sequence[float] | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         self.weights = weights
+        self.blocks = blocks
         self.length = length if weights is None else epoch_length(weights)
         """Samples of an epoch, over all processes."""
         self.seed = seed
@@ -99,6 +112,9 @@ class SeededSampler(Sampler[Draw]):
         else:
             repeats = enumerate(draw_repeats(self.weights, generator))
             taken = [Draw(epoch, number, again) for number, n in repeats for again in range(n)]
+        if self.blocks is not None:
+            own = [self.blocks.of[draw.number] for draw in taken]
+            return mixed_order(taken, own, self.blocks.together, generator)
         return [taken[place] for place in torch.randperm(len(taken), generator=generator).tolist()]
 
 
@@ -116,6 +132,7 @@ class ResumableLoader(DataLoader[Any]):
         world_size: How many training processes there are.
         pin_memory: Put batches into page-locked memory, for a faster copy to a GPU.
         weights: How often each sample is taken per epoch, see :class:`SeededSampler`.
+        blocks: What is read together, see :class:`SeededSampler`.
     """
 
     def __init__(
@@ -131,6 +148,7 @@ class ResumableLoader(DataLoader[Any]):
         world_size: int = 1,
         pin_memory: bool = False,
         weights: Sequence[float] | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         self._order = SeededSampler(
             len(cast("Sequence[Any]", dataset)),
@@ -139,6 +157,7 @@ class ResumableLoader(DataLoader[Any]):
             rank=rank,
             world_size=world_size,
             weights=weights,
+            blocks=blocks,
         )
         self._size = batch_size
         self._done = _Position(0, 0)
@@ -202,8 +221,12 @@ class ResumableLoader(DataLoader[Any]):
             "world_size": self._order.world_size,
             "length": self._order.length,
         }
-        weights = self._order.weights
-        return identity if weights is None else {**identity, "weights": digest(weights)}
+        weights, blocks = self._order.weights, self._order.blocks
+        if weights is not None:
+            identity["weights"] = digest(weights)
+        if blocks is not None:
+            identity["blocks"] = digest([*blocks.of, blocks.together])
+        return identity
 
 
 def _prepare_worker(_: int) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from panovlm.data.cache import ViewCache, readable
 from panovlm.data.collate import collate
 from panovlm.data.dataset import PanoramaDataset
-from panovlm.data.loader import ResumableLoader
+from panovlm.data.loader import Blocks, ResumableLoader
 from panovlm.data.samples import Sample
 from panovlm.errors import DataError
 from panovlm.models.language.chat import ChatFormat
@@ -40,6 +40,8 @@ class PanoramaData(LightningDataModule):
         cache_views: Render all views once, when training starts, and keep them in memory.
         yaw_turns: Turn the training panoramas by a chance multiple of this part of a circle.
         skip_unreadable: Leave out, and log, rows whose image cannot be read.
+        stream_blocks: Shuffle the training rows block by block, so many blocks at a time; None: all
+            of them.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class PanoramaData(LightningDataModule):
         cache_views: bool = False,
         yaw_turns: int = 1,
         skip_unreadable: bool = False,
+        stream_blocks: int | None = None,
     ) -> None:
         super().__init__()
         if not train:
@@ -77,6 +80,7 @@ class PanoramaData(LightningDataModule):
         self._cache_views = cache_views
         self._yaw_turns = yaw_turns
         self._skip_unreadable = skip_unreadable
+        self._stream_blocks = stream_blocks
         self._datasets: dict[str, PanoramaDataset] = {}
 
     def setup(self, stage: str) -> None:
@@ -126,7 +130,13 @@ class PanoramaData(LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
             pin_memory=torch.cuda.is_available(),
             weights=self._datasets[split].weights if shuffle else None,
+            blocks=self._blocks(split) if shuffle else None,
         )
+
+    def _blocks(self, split: str) -> Blocks | None:
+        if self._stream_blocks is None:
+            return None
+        return Blocks(self._datasets[split].blocks, self._stream_blocks)
 
     def _pad_id(self) -> int:
         return 0 if self._chat is None else cast("int", self._chat.tokenizer.pad_token_id)

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from panovlm.config.image_input import PLAIN, ImageInput
 from panovlm.errors import DataError
+from panovlm.panorama.picture import Stored
 
 Turn = tuple[str, str]
 """(user text, answer)."""
@@ -18,11 +20,13 @@ class Row:
 
     source: str
     """Where it stands: ``file.csv:12`` (a line) or ``file.json[3]`` (a place in a list)."""
-    url: str
-    """Path of the panorama as it is written."""
+    url: str | Stored
+    """Path of the panorama as it is written, or its picture inside the file of the rows."""
     turns: tuple[Turn, ...]
     columns: Mapping[str, str] = field(default_factory=dict[str, str])
     """What else the row says, such as ``query`` or ``kind``."""
+    input: ImageInput = PLAIN
+    """How the picture shows the sphere."""
 
 
 Rows = Iterator[Row | DataError]

@@ -1,8 +1,7 @@
-"""Tables of panoramas and texts: files read into samples, rows about one panorama grouped.
+"""Samples: the rows of tables with their images found, rows about one panorama grouped.
 
-A table is a CSV file (:mod:`~panovlm.data.csv_rows`) or holds conversations in JSON
-(:mod:`~panovlm.data.conversations`). One row is one sample. Nothing is guessed: a cell, column, row
-or image that is missing is an error that names the file and the row.
+One row is one sample. Nothing is guessed: a cell, column, row or image that is missing is an error
+that names the file and the row.
 """
 
 from __future__ import annotations
@@ -13,22 +12,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from panovlm.data.conversations import json_rows
-from panovlm.data.csv_rows import csv_rows
-from panovlm.data.rows import Row, Rows, Turn, read_text
+from panovlm.config.image_input import PLAIN, ImageInput
+from panovlm.data.rows import Row, Rows, Turn
+from panovlm.data.tables import expanded, table_rows
 from panovlm.errors import DataError
+from panovlm.panorama.picture import Image, Picture, Stored, is_there
 
 _SHOWN = 5
 """How many faults of one table an error spells out."""
-
-_JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
 class Sample:
     """A panorama and a conversation about it."""
 
-    image: Path
+    image: Image
+    """The path of an equirectangular picture, or what more there is to say of it."""
     turns: tuple[Turn, ...]
     source: str
     """Where it stands: ``file.csv:12``, the line on which the row begins (1 is the header), or
@@ -40,12 +39,14 @@ class Sample:
 
 
 def read_tables(
-    files: Iterable[str | Path], *, data_dir: str = "", check_images: bool = True
+    files: Iterable[str | Path],
+    *,
+    data_dir: str = "",
+    check_images: bool = True,
+    image_input: ImageInput = PLAIN,
+    stream_blocks: int | None = None,
 ) -> list[Sample]:
-    """Read tables (UTF-8, with or without byte order mark), one after the other.
-
-    Files named ``.json``, ``.jsonl`` or ``.ndjson``, and others that begin with ``{`` or ``[``,
-    hold conversations in JSON; all others are CSV.
+    """Read tables of any form, one after the other; see :mod:`~panovlm.data.tables`.
 
     Relative image paths start at ``data_dir`` when it is given. Otherwise they start at the folder
     of the table, or, when none of the table's images is there, at the working directory.
@@ -54,6 +55,9 @@ def read_tables(
         files: Tables, in the order of the samples. None gives no samples.
         data_dir: Base of relative image paths.
         check_images: Refuse a table that names an image file which does not exist.
+        image_input: How pictures show the sphere of which the row says nothing.
+        stream_blocks: Row groups of Parquet files that are kept in memory while they are read as
+            they are; None: such files are copied, so that every row can be read alone.
 
     Returns:
         One sample per row.
@@ -63,8 +67,10 @@ def read_tables(
             conversation that cannot be used, or names images that do not exist.
     """
     samples: list[Sample] = []
-    for file in files:
-        samples += _read_table(Path(file), data_dir, check_images)
+    for name in files:
+        for file in expanded(Path(name)):
+            rows = table_rows(file, image_input, stream_blocks)
+            samples += _read_table(file, rows, data_dir, check_images)
     return samples
 
 
@@ -90,7 +96,7 @@ def group_rows(
         raise ValueError(f"count is {count}, expected at least 1")
     if count == 1:
         return [(sample,) for sample in samples]
-    by_image: dict[tuple[Path, float], list[Sample]] = {}
+    by_image: dict[tuple[Image, float], list[Sample]] = {}
     for sample in samples:
         by_image.setdefault((sample.image, sample.weight), []).append(sample)
     rng = random.Random(f"{seed}/{epoch}")
@@ -108,52 +114,45 @@ def one_per_image(samples: Sequence[Sample]) -> list[Sample]:
     return list({sample.image: sample for sample in reversed(samples)}.values())[::-1]
 
 
-def table_rows(file: Path) -> Rows:
-    """Read a table of any form, as :func:`read_tables` does, and go on behind rows with a fault.
+def samples_of(file: Path, rows: Sequence[Row], data_dir: str) -> list[Sample]:
+    """Turn the rows of a table into samples, their images found by the rule of read_tables."""
+    images = _resolve(file, [row.url for row in rows], data_dir)
+    return [
+        Sample(
+            image if isinstance(image, Path) and row.input.is_plain else Picture(image, row.input),
+            row.turns,
+            row.source,
+            row.columns,
+        )
+        for row, image in zip(rows, images, strict=True)
+    ]
 
-    Yields:
-        Rows, and errors in place of those that cannot be used.
 
-    Raises:
-        DataError: Nothing of the table can be used.
-    """
-    text = read_text(file)
-    if file.suffix.lower() in _JSON_SUFFIXES or text.lstrip()[:1] in ("{", "["):
-        return json_rows(file, text)
-    return csv_rows(file, text)
-
-
-def resolve_images(file: Path, urls: Sequence[str], data_dir: str) -> list[Path]:
-    """Turn the images that a table names into paths, by the rule of :func:`read_tables`."""
+def _resolve(file: Path, urls: Sequence[str | Stored], data_dir: str) -> list[Path | Stored]:
+    """Turn the images that a table names into paths."""
     base = Path(data_dir).expanduser() if data_dir else file.parent
-    images = [base / url for url in urls]
-    if not data_dir and not any(image.is_file() for image in images):
-        here = [Path(url) for url in urls]
-        if any(image.is_file() for image in here):
+    images = [base / url if isinstance(url, str) else url for url in urls]
+    if not data_dir and not any(is_there(Picture(image)) for image in images):
+        here = [Path(url) if isinstance(url, str) else url for url in urls]
+        if any(is_there(Picture(image)) for image in here):
             return here
     return images
 
 
-def sample_of(row: Row, image: Path) -> Sample:
-    """Return a row with its image found."""
-    return Sample(image, row.turns, row.source, row.columns)
-
-
-def _read_table(file: Path, data_dir: str, check_images: bool) -> list[Sample]:
-    rows: list[Row] = []
-    for row in table_rows(file):
+def _read_table(file: Path, rows: Rows, data_dir: str, check_images: bool) -> list[Sample]:
+    usable: list[Row] = []
+    for row in rows:
         if isinstance(row, DataError):
             raise row
-        rows.append(row)
-    images = resolve_images(file, [row.url for row in rows], data_dir)
-    samples = [sample_of(row, image) for row, image in zip(rows, images, strict=True)]
+        usable.append(row)
+    samples = samples_of(file, usable, data_dir)
     if check_images:
         _check_images(file, samples)
     return samples
 
 
 def _check_images(file: Path, samples: Sequence[Sample]) -> None:
-    present = {image: image.is_file() for image in {sample.image for sample in samples}}
+    present = {image: is_there(image) for image in {sample.image for sample in samples}}
     missing = [sample for sample in samples if not present[sample.image]]
     if not missing:
         return

@@ -16,6 +16,7 @@ from datetime import datetime
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -27,6 +28,7 @@ from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer
 from panovlm.evaluation.metrics import NotComputed, Result, Score, Scores, is_correct
 from panovlm.panorama.image import read_panorama
+from panovlm.panorama.picture import Image as Panorama
 from panovlm.panorama.pipeline import ViewPipeline
 from panovlm.panorama.views import View
 
@@ -123,7 +125,12 @@ class ReportData:
 
 
 def gallery(
-    answers: Sequence[Answer], settings: ImageProcessing, *, panoramas: int = 12, questions: int = 8
+    answers: Sequence[Answer],
+    settings: ImageProcessing,
+    *,
+    pictures: Mapping[str, Panorama] = MappingProxyType({}),
+    panoramas: int = 12,
+    questions: int = 8,
 ) -> list[Scene]:
     """Choose panoramas for a report and draw them with the views that the model saw.
 
@@ -132,6 +139,7 @@ def gallery(
     Args:
         answers: All answers of the evaluation.
         settings: How the model's views were cut.
+        pictures: Images by the names that questions have for them; others are paths.
         panoramas: Most panoramas to show, at least 1.
         questions: Most questions to show of each.
 
@@ -145,12 +153,15 @@ def gallery(
     count = min(panoramas, len(names))
     chosen = [names[index * len(names) // count] for index in range(count)]
     pipeline = ViewPipeline(settings)
-    return [_scene(name, by_image[name][:questions], pipeline) for name in chosen]
+    return [
+        _scene(name, pictures.get(name, Path(name)), by_image[name][:questions], pipeline)
+        for name in chosen
+    ]
 
 
-def _scene(name: str, answers: Sequence[Answer], pipeline: ViewPipeline) -> Scene:
+def _scene(name: str, image: Panorama, answers: Sequence[Answer], pipeline: ViewPipeline) -> Scene:
     try:
-        erp = read_panorama(name)
+        erp = read_panorama(image)
         pictures = pipeline.render(erp)
     except DataError:
         # The picture fails here as it did in the evaluation, where the reason was recorded.

@@ -6,10 +6,11 @@ wrong stops the evaluation; the ledger keeps what was answered until then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -32,6 +33,7 @@ from panovlm.evaluation.answers import Answer, Question, groups_of
 from panovlm.evaluation.ledger import Ledger
 from panovlm.models.language.chat import ChatFormat
 from panovlm.panorama.image import read_panorama
+from panovlm.panorama.picture import Image
 
 Views = NDArray[np.float32]
 
@@ -87,6 +89,11 @@ def questions_of(samples: Iterable[Sample]) -> list[Question]:
     return questions
 
 
+def pictures_of(samples: Iterable[Sample]) -> dict[str, Image]:
+    """Return the images of the rows under the names that their questions have for them."""
+    return {str(sample.image): sample.image for sample in samples}
+
+
 def generation_arguments(settings: Generation) -> dict[str, Any]:
     """Translate generation settings into arguments of ``generate``; only those with an effect."""
     arguments: dict[str, Any] = {
@@ -114,6 +121,7 @@ def evaluate(
     *,
     batch_size: int,
     ledger: Ledger,
+    pictures: Mapping[str, Image] = MappingProxyType({}),
     progress: bool = True,
 ) -> list[Answer]:
     """Ask every question that the ledger has no answer to.
@@ -129,6 +137,7 @@ def evaluate(
         generation: How answers are generated.
         batch_size: Questions per call of the model, at least 1.
         ledger: Receives every batch of answers before the next one is generated.
+        pictures: Images by the names that questions have for them; others are paths.
         progress: Show a bar on the terminal.
 
     Returns:
@@ -141,7 +150,7 @@ def evaluate(
     with _bar(progress) as bar:
         done = len(questions) - len(pending)
         task = bar.add_task("Evaluating", total=len(questions), completed=done)
-        for batch in _prepared(batches, pipeline):
+        for batch in _prepared(batches, pipeline, pictures):
             ledger.append([*batch.failed, *_ask(model, batch, chat, arguments)])
             bar.advance(task, len(batch.failed) + len(batch.questions))
     answers = {answer.question.sample_id: answer for answer in ledger.answers()}
@@ -158,7 +167,9 @@ class _Batch:
 
 
 def _prepared(
-    batches: Sequence[Sequence[Question]], pipeline: Callable[[NDArray[np.uint8]], Views]
+    batches: Sequence[Sequence[Question]],
+    pipeline: Callable[[NDArray[np.uint8]], Views],
+    pictures: Mapping[str, Image],
 ) -> Iterator[_Batch]:
     """Render batch after batch, one ahead of the reader, in a thread of its own."""
     rendered: dict[str, Views | DataError] = {}
@@ -168,8 +179,10 @@ def _prepared(
         images = dict.fromkeys(question.image for question in batch)
         # Only this batch's views are kept; the ones it shares with the last batch are reused.
         rendered = {
-            image: rendered[image] if image in rendered else _render(image, pipeline)
-            for image in images
+            name: rendered[name]
+            if name in rendered
+            else _render(pictures.get(name, Path(name)), pipeline)
+            for name in images
         }
         made = _Batch([], [], [])
         for question in batch:
@@ -190,10 +203,10 @@ def _prepared(
             yield ready
 
 
-def _render(image: str, pipeline: Callable[[NDArray[np.uint8]], Views]) -> Views | DataError:
+def _render(image: Image, pipeline: Callable[[NDArray[np.uint8]], Views]) -> Views | DataError:
     """Render a panorama's views; return the error if this picture cannot be used."""
     try:
-        return pipeline(read_panorama(Path(image)))
+        return pipeline(read_panorama(image))
     except DataError as error:
         return error
 

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from panovlm.checkpoint.describe import rows as config_rows
 from panovlm.checkpoint.metadata import library_versions
+from panovlm.config.image_input import PLAIN, ImageInput
 from panovlm.config.legacy import translate
 from panovlm.config.load import load_mapping
 from panovlm.config.schema import Generation
@@ -20,8 +23,9 @@ from panovlm.evaluation.ledger import Ledger, digest, digest_of_questions
 from panovlm.evaluation.metrics import Scores, score_answers
 from panovlm.evaluation.outputs import OutputPaths, output_paths, write_metrics, write_predictions
 from panovlm.evaluation.report import ConfigField, ReportData, gallery, write_report
-from panovlm.evaluation.run import evaluate, questions_of
+from panovlm.evaluation.run import evaluate, pictures_of, questions_of
 from panovlm.models.model import PanoramaVLM
+from panovlm.panorama.picture import Image
 from panovlm.panorama.pipeline import ViewPipeline
 
 SHOWN = 60
@@ -36,8 +40,38 @@ class Evaluation:
     paths: OutputPaths
 
 
-def default_tables(model: PanoramaVLM) -> tuple[list[str], str]:
-    """Return the test tables that a checkpoint's run names, and the base of their image paths.
+class TestTables(NamedTuple):
+    """What an evaluation asks about."""
+
+    tables: list[str]
+    data_dir: str
+    """Base of relative image paths; empty: the table's folder."""
+    image_input: ImageInput = PLAIN
+    """How pictures show the sphere of which their row says nothing."""
+
+
+def trained_input(model: PanoramaVLM) -> ImageInput:
+    """Return how the pictures show the sphere that a checkpoint was trained on, if it says so.
+
+    Raises:
+        DataError: what it says cannot be.
+    """
+    resolution = model.resolution
+    assert resolution is not None
+    if resolution.metadata is not None:
+        said = resolution.metadata.training.data.get("input")
+    elif resolution.location.config is not None:
+        said = (_run_config(resolution.location.config).get("data") or {}).get("input")
+    else:
+        said = None
+    try:
+        return ImageInput.model_validate(said or {})
+    except ValidationError as error:
+        raise DataError(f"{resolution.path}: its data.input cannot be: {error}") from error
+
+
+def default_tables(model: PanoramaVLM) -> TestTables:
+    """Return the test tables that a checkpoint's run names.
 
     The metadata of the checkpoint is asked first, then the run's ``config.yaml``.
 
@@ -50,7 +84,7 @@ def default_tables(model: PanoramaVLM) -> tuple[list[str], str]:
         data: Mapping[str, Any] = resolution.metadata.training.data
         base = str(data.get("data_dir", ""))
     elif resolution.location.config is not None:
-        mapping = translate(load_mapping(resolution.location.config)[0]).mapping
+        mapping = _run_config(resolution.location.config)
         data = mapping.get("data") or {}
         base = str((mapping.get("paths") or {}).get("data_dir") or "")
     else:
@@ -58,10 +92,16 @@ def default_tables(model: PanoramaVLM) -> tuple[list[str], str]:
     for key in ("csv_test", "csv_val"):
         named = data.get(key)
         if named:
-            return [named] if isinstance(named, str) else list(named), base
+            tables = [named] if isinstance(named, str) else list(named)
+            return TestTables(tables, base, trained_input(model))
     raise DataError(
         f"nothing says what {resolution.path} shall be evaluated on; name a table with --csv-input."
     )
+
+
+def _run_config(file: Path) -> Mapping[str, Any]:
+    """Return a run's ``config.yaml`` under today's names."""
+    return translate(load_mapping(file)[0]).mapping
 
 
 def run_evaluation(
@@ -69,6 +109,7 @@ def run_evaluation(
     *,
     tables: Sequence[str],
     data_dir: str,
+    image_input: ImageInput = PLAIN,
     generation: Generation,
     folder: Path,
     prefix: str,
@@ -83,8 +124,9 @@ def run_evaluation(
 
     Args:
         model: loaded by ``from_checkpoint``.
-        tables: CSV tables of questions.
+        tables: tables of questions.
         data_dir: base of relative image paths; empty: the table's folder.
+        image_input: how pictures show the sphere of which their row says nothing.
         generation: how answers are generated.
         folder: where results go.
         prefix: beginning of their names.
@@ -100,8 +142,10 @@ def run_evaluation(
     """
     resolution = model.resolution
     assert resolution is not None
-    samples = read_tables(tables, data_dir=data_dir, check_images=False)[:max_samples]
-    questions = questions_of(samples)
+    samples = read_tables(tables, data_dir=data_dir, check_images=False, image_input=image_input)[
+        :max_samples
+    ]
+    questions, pictures = questions_of(samples), pictures_of(samples)
     identity = {
         "checkpoint": _file_identity(resolution.path),
         "recipe": digest(model.config.typed_recipe().model_dump(mode="json")),
@@ -122,6 +166,7 @@ def run_evaluation(
             generation,
             batch_size=batch_size,
             ledger=ledger,
+            pictures=pictures,
             progress=progress,
         )
     if all(answer.is_error for answer in answers):
@@ -143,7 +188,7 @@ def run_evaluation(
         "device": str(model.device),
         "duration": f"{(datetime.now() - started).total_seconds():.0f} s",
     }
-    write_report(paths.report, _report(model, answers, scores, prefix, about))
+    write_report(paths.report, _report(model, answers, scores, prefix, about, pictures))
     unfinished.unlink()
     return Evaluation(answers, scores, paths)
 
@@ -171,6 +216,7 @@ def _report(
     scores: Scores,
     title: str,
     about: Mapping[str, str],
+    pictures: Mapping[str, Image],
 ) -> ReportData:
     """Put together what the HTML report shows."""
     resolution = model.resolution
@@ -180,7 +226,7 @@ def _report(
         created=datetime.now(),
         scores=scores,
         failures=[answer.reason for answer in answers if answer.reason is not None],
-        scenes=gallery(answers, model.recipe.image_processing),
+        scenes=gallery(answers, model.recipe.image_processing, pictures=pictures),
         about=about,
         config=[
             ConfigField(row.field, _short(row.value), row.source, row.assumed)

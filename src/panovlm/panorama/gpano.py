@@ -7,8 +7,9 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST = 2**28
-"""Most pixels of a whole panorama that is made of a part of it."""
+from panovlm.config.image_input import ImageInput
+from panovlm.panorama.partial import placed
+
 _AREA = (
     "FullPanoWidthPixels",
     "FullPanoHeightPixels",
@@ -56,13 +57,24 @@ def complete(pixels: NDArray[np.uint8], xmp: bytes) -> NDArray[np.uint8]:
     size = round(full_height * scale[1]), round(full_width * scale[0])
     if size == pixels.shape[:2]:
         return pixels
-    if size[0] * size[1] > LARGEST:
-        raise ValueError(f"its whole panorama would have {size[1]} x {size[0]} pixels")
     column = min(round(left * scale[0]), size[1] - pixels.shape[1])
     row = min(round(top * scale[1]), size[0] - pixels.shape[0])
-    whole = np.zeros((*size, 3), np.uint8)
-    whole[row : row + pixels.shape[0], column : column + pixels.shape[1]] = pixels
-    return whole
+    return placed(pixels, size, row, column)
+
+
+def refuse_beside(xmp: bytes, declared: ImageInput) -> None:
+    """Refuse metadata that say something of their own where the layout is declared.
+
+    Raises:
+        ValueError: The metadata give an extent, or call a cube's faces equirectangular.
+    """
+    text = xmp.decode("utf-8", "replace")
+    whole = declared.layout != "erp" and _value(text, "ProjectionType") == "equirectangular"
+    if whole or any(_value(text, name) is not None for name in _AREA):
+        raise ValueError(
+            f"{declared} is declared, but the picture has GPano metadata of its own, which may "
+            "say otherwise; take one of the two away"
+        )
 
 
 def _value(text: str, name: str) -> str | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from panovlm.errors import DataError
-from panovlm.panorama.gpano import complete
+from panovlm.panorama.cubemap import cube_to_erp, face_size
+from panovlm.panorama.gpano import complete, refuse_beside
+from panovlm.panorama.partial import whole_of_part, whole_size
+from panovlm.panorama.picture import Picture, Source, as_picture
 
 MIN_WIDTH = 100
 MIN_HEIGHT = 50
@@ -35,57 +37,63 @@ _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
 """Last bytes of a file that was written to its end."""
 
 
-def read_panorama(path: str | Path) -> NDArray[np.uint8]:
-    """Read an equirectangular panorama.
+def read_panorama(source: Source) -> NDArray[np.uint8]:
+    """Read a panorama, as an equirectangular picture of the whole sphere.
 
     The EXIF orientation is applied. Transparency is dropped, as Pillow's ``convert("RGB")`` does;
     grey pictures get three equal channels; 16-bit pictures are scaled to 8 bits. A picture whose
     GPano metadata call it a part of a panorama is put into its place there, with black around it.
+    So is one that is declared to be a part; faces of a cube, where declared, are projected.
 
     Args:
-        path: A JPEG, PNG, WebP or any other file that Pillow reads.
+        source: A JPEG, PNG, WebP or any other file that Pillow reads.
 
     Returns:
         Pixels [H, W, 3], RGB, 0 to 255.
 
     Raises:
         DataError: The file is missing, damaged, cut off, of 32-bit pixels, smaller than 100 x 50
-            pixels, or has GPano metadata that cannot be.
+            pixels, has GPano metadata that cannot be, or is not of the declared layout.
     """
+    picture = as_picture(source)
     try:
-        with Image.open(path) as file:
-            xmp = file.info.get("xmp", b"")
-            pixels = complete(_rgb(ImageOps.exif_transpose(file)), _bytes(xmp))
+        with picture.open() as stream, Image.open(stream) as file:
+            xmp = _bytes(file.info.get("xmp", b""))
+            pixels = _whole(_rgb(ImageOps.exif_transpose(file)), picture, xmp)
     except _DECODER_ERRORS as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise DataError(f"cannot read the panorama {path}: {reason}") from error
+        reason = "no such file" if isinstance(error, FileNotFoundError) else _reason(error, picture)
+        raise DataError(f"cannot read the panorama {picture}: {reason}") from error
     height, width = pixels.shape[:2]
     if width < MIN_WIDTH or height < MIN_HEIGHT:
         raise DataError(
-            f"the panorama {path} has {width} x {height} pixels; "
+            f"the panorama {picture} has {width} x {height} pixels; "
             f"at least {MIN_WIDTH} x {MIN_HEIGHT} are needed"
         )
     return pixels
 
 
-def panorama_size(path: str | Path) -> tuple[int, int]:
-    """Return width and height of a picture, from the file's header, with its EXIF orientation.
+def panorama_size(source: Source) -> tuple[int, int]:
+    """Return width and height of a panorama, from the file's header, with its EXIF orientation.
 
-    A part of a panorama has its own size, not that of the whole which its GPano metadata tell.
+    A part of a panorama of which only its GPano metadata tell has its own size; where the layout is
+    declared, the size is that of the whole.
 
     Raises:
-        DataError: The header cannot be read.
+        DataError: The header cannot be read, or the size is not one of the declared layout.
     """
+    picture = as_picture(source)
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            lies = picture.getexif().get(_ORIENTATION, 1) >= 5
+        with picture.open() as stream, Image.open(stream) as file:
+            width, height = file.size
+            if file.getexif().get(_ORIENTATION, 1) >= 5:
+                width, height = height, width
+        return _whole_size(picture, width, height)
     except _DECODER_ERRORS as error:
-        raise DataError(f"cannot read the panorama {path}: {error}") from error
-    return (height, width) if lies else (width, height)
+        reason = _reason(error, picture)
+        raise DataError(f"cannot read the panorama {picture}: {reason}") from error
 
 
-def check_panorama(path: str | Path) -> None:
+def check_panorama(source: Source) -> None:
     """Find out whether :func:`read_panorama` can read a file, without decoding it if possible.
 
     A JPEG or PNG file with a good header and an end is taken to be whole; damage in between is
@@ -94,17 +102,49 @@ def check_panorama(path: str | Path) -> None:
     Raises:
         DataError: As :func:`read_panorama`.
     """
+    picture = as_picture(source)
     try:
-        with Image.open(path) as picture:
-            mark, mode, size = _END_MARKS.get(picture.format or ""), picture.mode, picture.size
-        if mark is not None and mode not in ("I", "F") and min(size) >= MIN_WIDTH:
-            with Path(path).open("rb") as file:
-                file.seek(-len(mark), os.SEEK_END)
-                if file.read() == mark:
+        with picture.open() as stream:
+            with Image.open(stream) as file:
+                mark, mode, size = _END_MARKS.get(file.format or ""), file.mode, file.size
+                stated = "xmp" in file.info and not picture.input.is_plain
+            if mark is not None and mode not in ("I", "F") and min(size) >= MIN_WIDTH:
+                stream.seek(-len(mark), os.SEEK_END)
+                if stream.read() == mark and not stated:
+                    if not picture.input.is_plain:
+                        panorama_size(picture)
                     return
-    except _DECODER_ERRORS:
+    except (*_DECODER_ERRORS, DataError):
         pass  # told below, by what reads it
-    read_panorama(path)
+    read_panorama(picture)
+
+
+def _whole(pixels: NDArray[np.uint8], picture: Picture, xmp: bytes) -> NDArray[np.uint8]:
+    """Return the whole sphere of which a picture shows the pixels [h, w, 3]."""
+    if picture.input.is_plain:
+        return complete(pixels, xmp)
+    refuse_beside(xmp, picture.input)
+    if picture.input.layout == "erp":
+        return whole_of_part(pixels, picture.input)
+    return cube_to_erp(pixels, picture.input)
+
+
+def _whole_size(picture: Picture, width: int, height: int) -> tuple[int, int]:
+    """Return width and height of the panorama that a picture of this size declares."""
+    if picture.input.is_plain:
+        return width, height
+    if picture.input.layout == "erp":
+        whole_height, whole_width = whole_size(picture.input, width, height)
+        return whole_width, whole_height
+    side = face_size(picture.input, width, height)
+    return 4 * side, 2 * side
+
+
+def _reason(error: Exception, picture: Picture) -> str:
+    """Say why a file cannot be read; Pillow names an open file by its place in memory."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"cannot identify image file {str(picture.file)!r}"
+    return str(error)
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:

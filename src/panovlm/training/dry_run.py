@@ -12,8 +12,9 @@ from transformers import PreTrainedConfig
 from panovlm.checkpoint.backbones import named_config
 from panovlm.config.schema import ModelSettings, Settings
 from panovlm.data.samples import read_tables
+from panovlm.data.tables import expanded
 from panovlm.data.turns import all_turned
-from panovlm.errors import ConfigError
+from panovlm.errors import ConfigError, DataError
 from panovlm.models.assemble import backbone_configs
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.backbone import language_config
@@ -143,13 +144,27 @@ def _vocabulary(settings: Settings) -> int | None:
     return len(tokenizer)
 
 
+def _is_there(table: str) -> bool:
+    """Tell whether a table, or every file that it means, exists."""
+    try:
+        return all(file.exists() for file in expanded(Path(table)))
+    except DataError:
+        return False
+
+
 def _texts(settings: Settings) -> list[str] | None:
     """Return the texts that a word tokenizer is made of, if all training tables are there."""
     stages = settings.training.stages
     tables = dict.fromkeys(table for name in stages for table in stage_files(settings, name)[0])
-    if not tables or not all(Path(table).is_file() for table in tables):
+    if not tables or not all(_is_there(table) for table in tables):
         return None
-    samples = read_tables(tables, data_dir=settings.paths.data_dir, check_images=False)
+    samples = read_tables(
+        tables,
+        data_dir=settings.paths.data_dir,
+        check_images=False,
+        image_input=settings.data.input,
+        stream_blocks=settings.data.stream_blocks,
+    )
     recipe = settings.recipe()
     said = (turns for row in samples for turns in all_turned(row, settings.training.yaw_turns))
     texts = [text for turns in said for turn in turns for text in turn]

@@ -121,6 +121,7 @@ def stage_data(
         cache_views=training.cache_views,
         yaw_turns=training.yaw_turns,
         skip_unreadable=settings.data.skip_unreadable_images,
+        stream_blocks=settings.data.stream_blocks,
     )
     data.setup("fit")
     return data
@@ -210,6 +211,7 @@ def describer(
         "csv_val": list(rows.val_files),
         "csv_test": list(settings.data.csv_test),
         "data_dir": settings.paths.data_dir,
+        "input": settings.data.input.model_dump(exclude_defaults=True),
         "train_rows": len(rows.train),
         "val_rows": len(rows.val),
     }

@@ -63,12 +63,14 @@ class Tables:
                 f"stage {stage} has no training table; set data.csv_train, or "
                 f"training.stage_configs.{stage}.data.csv_train."
             )
-        train = self._train_rows(weighted)
+        train, val = self._train_rows(weighted), self._rows(val_files)
+        if stage != "vision":
+            _require_texts(stage, [*train, *val])
         turns = self._settings.training.yaw_turns
         if turns > 1 and stage not in self._turnable:
             require_turnable(train, turns, reads_text=stage != "vision")
             self._turnable.add(stage)
-        return StageTables(weighted, val_files, train, self._rows(val_files))
+        return StageTables(weighted, val_files, train, val)
 
     def texts(self) -> Iterator[str]:
         """Yield the training texts of all stages of the experiment, whichever of them are run.
@@ -95,8 +97,25 @@ class Tables:
         if files not in self._read:
             strict = not self._settings.data.skip_unreadable_images
             data_dir = self._settings.paths.data_dir
-            rows = read_tables(files, data_dir=data_dir, check_images=strict)
+            rows = read_tables(
+                files,
+                data_dir=data_dir,
+                check_images=strict,
+                image_input=self._settings.data.input,
+                stream_blocks=self._settings.data.stream_blocks,
+            )
             if strict:
                 require_readable(rows, self._settings.training.num_workers)
             self._read[files] = rows
         return self._read[files]
+
+
+def _require_texts(stage: str, samples: Sequence[Sample]) -> None:
+    """Refuse panoramas without a conversation where texts are read."""
+    bare = [sample.source for sample in samples if not sample.turns]
+    if bare:
+        raise DataError(
+            f"{bare[0]}: it has no conversation ({len(bare)} of {len(samples)} rows of stage "
+            f"{stage} have none); only stage vision reads panoramas alone: give it tables of its "
+            "own with training.stage_configs.vision.data, or add the texts"
+        )

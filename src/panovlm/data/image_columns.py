@@ -1,0 +1,43 @@
+"""What the rows of a table declare about their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from panovlm.config.image_input import ImageInput
+from panovlm.errors import DataError
+
+COLUMNS = {f"image_{name}": name for name in ImageInput.model_fields}
+"""Column of a table → field of :class:`ImageInput`."""
+
+
+def declared(source: str, columns: Mapping[str, str], default: ImageInput) -> ImageInput:
+    """Return how a row's picture shows the sphere: as the row says, else as the settings say.
+
+    Args:
+        source: place of the row.
+        columns: its further columns; empty cells say nothing.
+        default: ``data.input`` of the settings; it holds for rows that declare nothing.
+
+    Raises:
+        DataError: what the row declares is impossible.
+    """
+    said = {
+        name: columns[column].strip()
+        for column, name in COLUMNS.items()
+        if columns.get(column, "").strip()
+    }
+    if not said:
+        return default
+    try:
+        return ImageInput.model_validate(said)
+    except ValidationError as error:
+        faults = "; ".join(
+            ".".join(f"image_{part}" for part in fault["loc"])
+            + (": " if fault["loc"] else "")
+            + fault["msg"].removeprefix("Value error, ")
+            for fault in error.errors()
+        )
+        raise DataError(f"{source}: its picture cannot be as declared: {faults}") from error
