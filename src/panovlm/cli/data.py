@@ -1,4 +1,4 @@
-"""``panovlm data check``: find what is wrong with tables and images before training."""
+"""``panovlm data``: check tables and images before training, convert published data sets."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ALLOWABLE = ("aspect", "empty", "alone", "duplicate", "long")
 """Findings that training does not refuse."""
+LAYOUTS = ("quic360", "osr_bench", "stanford2d3d", "zind", "structured3d")
+"""Published data sets that can be converted; the names of panovlm.data.published, which is slow to
+import."""
 _SHOWN = 5
 
 
@@ -43,9 +46,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="count this, but do not fail because of it (repeatable)",
     )
     check.add_argument("--json", action="store_true", help="print JSON, with every finding")
+    convert = actions.add_parser("convert", help="write a published data set as a table")
+    convert.add_argument("source", type=Path, metavar="SOURCE", help="its folder, or file of texts")
+    convert.add_argument(
+        "--from", dest="layout", required=True, choices=LAYOUTS, help="the data set's file layout"
+    )
+    convert.add_argument("--images", type=Path, help="folder of the images, if they lie apart")
+    convert.add_argument("-o", "--output", type=Path, required=True, help="JSONL file to write")
 
 
 def run(options: argparse.Namespace) -> int:
+    """Check (1 when something is wrong), or convert."""
+    return _convert(options) if options.action == "convert" else _check(options)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from panovlm.data.convert import convert
+
+    if options.output.suffix != ".jsonl":
+        raise ConfigError(f"--output {options.output}: the name of a .jsonl file was expected")
+    done = convert(options.layout, options.source, options.output, images=options.images)
+    print(f"{options.output}: {done.rows} rows, {done.images} images")
+    if done.left_out:
+        print(f"left out: {len(done.left_out)} rows")
+        print(*(f"  {reason}" for reason in done.left_out[:_SHOWN]), sep="\n")
+        if len(done.left_out) > _SHOWN:
+            print(f"  and {len(done.left_out) - _SHOWN} more")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
     """Check; 1 when something is wrong."""
     from panovlm.config.image_input import PLAIN
     from panovlm.data.check import check_tables
