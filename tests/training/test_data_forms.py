@@ -94,6 +94,8 @@ def test_blocks_continue_exactly(
 ) -> None:
     table = write_form(form, read_tables([scenes / "train.csv"]), tmp_path / "form")
     given = (f"data.csv_train='{table}'", "data.stream_blocks=2", *ONE_EPOCH)
+    if form == "parquet":  # processes that were forked from one that has read it
+        given += ("training.num_workers=2",)
     whole = train(make_settings(tmp_path / "whole", *given))
     settings = make_settings(tmp_path / "stopped", *given)
     with monkeypatch.context() as patch:
