@@ -8,6 +8,7 @@ import datasets
 import pytest
 from tests.data.forms import write_form, write_table
 
+from panovlm.cli.main import main
 from panovlm.data import hub_rows
 from panovlm.data.samples import read_tables
 from panovlm.errors import ConfigError, DataError
@@ -31,6 +32,10 @@ def parquet(tmp_path: Path, columns: dict[str, list[object]]) -> Path:
             r"\[0\]: 'response' is missing",
         ),
         ({"image": ["a"], "instruction": ["q"], "response": ["a"]}, r"do not exist:\n .*\[0\]"),
+        (
+            {"image": [["a"]], "instruction": ["q"], "response": ["a"]},
+            "holds list<.*>, expected one",
+        ),
         ({"image": [], "instruction": [], "response": []}, "has no rows|no data"),
     ],
 )
@@ -102,3 +107,11 @@ def test_without_the_library_it_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"pip install 'panovlm\[datasets\]'"):
         read_tables([file])
+
+
+def test_an_evaluation_does_not_take_it_for_predictions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = parquet(tmp_path, {"image": ["a"], "instruction": ["q"], "response": ["a"]})
+    assert main(["eval", "--csv-input", str(file)]) == 2
+    assert "eval needs --checkpoint-dir" in capsys.readouterr().err

@@ -16,9 +16,10 @@ from panovlm.data.samples import Sample, read_tables
 from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer, Question
 from panovlm.evaluation.ledger import Ledger
-from panovlm.evaluation.run import evaluate, generation_arguments, questions_of
+from panovlm.evaluation.run import evaluate, generation_arguments, pictures_of, questions_of
 from panovlm.models.language.chat import ChatFormat
 from panovlm.models.language.tokenizer import prepare_tokenizer, word_tokenizer
+from panovlm.panorama.image import read_panorama
 from panovlm.panorama.pipeline import ViewPipeline
 
 _COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -221,3 +222,26 @@ def test_conversations_are_refused(tmp_path: Path) -> None:
     sample = Sample(tmp_path / "a.png", (("a", "b"), ("c", "d")), "t.csv:2, t.csv:3")
     with pytest.raises(DataError, match=r"t\.csv:2.*2 turns"):
         questions_of([sample])
+
+
+def test_pictures_are_read_as_their_rows_declare(chat: ChatFormat, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 360, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text(
+        "url,instruction,response,image_layout\n"
+        "a.png,what is it first,x,cubemap_row\na.png,what is it first,x,\n"
+    )
+    samples = read_tables([tmp_path / "t.csv"])
+    seen: list[NDArray[np.uint8]] = []
+    cut = ViewPipeline(_SETTINGS)
+
+    def pipeline(erp: NDArray[np.uint8]) -> NDArray[np.float32]:
+        seen.append(erp)
+        return cut(erp)
+
+    given = {"pipeline": pipeline, "pictures": pictures_of(samples)}
+    _, answers = _run(chat, questions_of(samples), tmp_path / "ledger.jsonl", **given)
+    assert not any(answer.is_error for answer in answers)
+    assert answers[0].question.image == f"{tmp_path}/a.png (layout=cubemap_row)"
+    assert [erp.shape for erp in seen] == [(120, 240, 3), (60, 360, 3)]
+    assert np.array_equal(seen[0], read_panorama(samples[0].image))

@@ -18,6 +18,8 @@ from panovlm.cli.main import main
 from panovlm.config.schema import Settings
 from panovlm.data.samples import one_per_image, read_tables
 from panovlm.errors import DataError
+from panovlm.evaluation.session import default_tables
+from panovlm.models.model import PanoramaVLM
 from panovlm.training.run import train
 
 MakeSettings = Callable[..., Settings]
@@ -127,7 +129,10 @@ def test_panoramas_alone_are_for_stage_vision(
 
 
 def test_cubes_train_and_the_checkpoint_says_so(
-    scenes: Path, make_settings: MakeSettings, tmp_path: Path
+    scenes: Path,
+    make_settings: MakeSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     lines = (scenes / "train.csv").read_text().splitlines()
     for sample in one_per_image(read_tables([scenes / "train.csv"])):
@@ -149,4 +154,6 @@ def test_cubes_train_and_the_checkpoint_says_so(
     asked = ["eval", "--checkpoint-dir", str(folder), "--device", "cpu", "--no-probe"]
     asked += ["--output-dir", str(tmp_path / "results"), "--csv-input", f"{tmp_path}/train.csv"]
     assert main(asked) == 2
-    assert main([*asked, "--max-samples", "2", "--input", "layout=cubemap_row"]) == 0
+    assert "say of those of --csv-input what they are" in capsys.readouterr().err
+    model = PanoramaVLM.from_checkpoint(folder, device="cpu", probe=False)
+    assert default_tables(model).image_input == settings.data.input

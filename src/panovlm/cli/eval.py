@@ -62,11 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, and print the scores."""
+    from panovlm.data.tables import is_text
     from panovlm.evaluation.outputs import has_predictions
 
     tables = [Path(table) for table in options.csv_input]
     if options.metrics_only or (
-        len(tables) == 1 and tables[0].is_file() and has_predictions(tables[0])
+        len(tables) == 1
+        and tables[0].is_file()
+        and is_text(tables[0])
+        and has_predictions(tables[0])
     ):
         return _score_only(options, tables)
     path = options.checkpoint or options.checkpoint_dir

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 from panovlm.data.objects import object_row
@@ -24,6 +25,10 @@ from panovlm.errors import ConfigError, DataError
 from panovlm.panorama.picture import Stored
 
 _IMAGES = ("image", "url")
+_BOTH = "struct<bytes: binary, path: string>"
+_BYTES = (_BOTH, "binary", "large_binary")
+_PATHS = ("string", "large_string", "null")
+"""Types of Arrow."""
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -111,7 +116,7 @@ def hub_rows(file: Path, stream_blocks: int | None = None) -> Rows:
 def _mapped(file: Path, datasets: Any) -> Rows:
     """Read a data set through a memory map."""
     table = _opened_set(file, datasets).data
-    name = _image_column(file, table.column_names)
+    name, _ = _image_column(file, table.schema)
 
     def cell(row: int) -> Stored:
         return Cell(f"{file}[{row}]", row, name, table)
@@ -124,10 +129,7 @@ def _streamed(file: Path, keep: int) -> Rows:
     """Read the texts of a Parquet file; its pictures stay where they are."""
     parquet = importlib.import_module("pyarrow.parquet")
     with parquet.ParquetFile(file) as opened:
-        names = opened.schema_arrow.names
-        name = _image_column(file, names)
-        kind = opened.schema_arrow.field(name).type
-        inside = str(kind).startswith(("struct", "binary", "large_binary"))
+        name, inside = _image_column(file, opened.schema_arrow)
         texts = _texts(opened.schema_arrow, name) + ([] if inside else [name])
         first = 0
         for group in range(opened.num_row_groups):
@@ -169,22 +171,30 @@ def _rows(
 def _paths(column: Any) -> list[str | None]:
     """Return the paths that a column of pictures gives, None where it holds a picture's bytes."""
     kind = str(column.type)
-    if kind.startswith("struct"):
+    if kind == _BOTH:
         stored = column.field("bytes").is_valid().to_pylist()
         named = column.field("path").to_pylist()
         return [None if inside else path or "" for inside, path in zip(stored, named, strict=True)]
-    if kind in ("string", "large_string"):
+    if kind in _PATHS:
         return [path or "" for path in column.to_pylist()]
     return [None] * len(column)
 
 
-def _image_column(file: Path, names: list[str]) -> str:
-    found = [name for name in _IMAGES if name in names]
+def _image_column(file: Path, schema: Any) -> tuple[str, bool]:
+    """Return the column of pictures, and whether it can hold their bytes."""
+    found = [name for name in _IMAGES if name in schema.names]
     if len(found) != 1:
         raise DataError(
-            f"{file}: expected one column of pictures, 'image' or 'url'; the columns are {names}"
+            f"{file}: expected one column of pictures, 'image' or 'url'; the columns are "
+            f"{schema.names}"
         )
-    return found[0]
+    kind = str(schema.field(found[0]).type)
+    if kind not in (*_PATHS, *_BYTES):
+        raise DataError(
+            f"{file}: column {found[0]!r} holds {kind}, expected one picture per row, as bytes, as "
+            "a path, or both as datasets writes them (struct<bytes: binary, path: string>)"
+        )
+    return found[0], kind in _BYTES
 
 
 def _texts(schema: Any, image: str) -> list[str]:
@@ -207,19 +217,22 @@ def _opened(value: Any, source: str) -> BinaryIO:
 
 _groups: OrderedDict[tuple[Path, int, str], Any] = OrderedDict()
 """Row groups that this process read last."""
+_reading = Lock()
+"""Of a process's threads one reads at a time, so that none reads what another does."""
 
 
 def _group(cell: StreamedCell) -> Any:
     """Return the pictures of a row group, read if they are not kept."""
     key = (cell.file, cell.group, cell.column)
-    if key not in _groups:
-        parquet = importlib.import_module("pyarrow.parquet")
-        with parquet.ParquetFile(cell.file) as opened:
-            _groups[key] = opened.read_row_group(cell.group, columns=[cell.column]).column(0)
-    _groups.move_to_end(key)
-    while len(_groups) > cell.keep:
-        _groups.popitem(last=False)
-    return _groups[key]
+    with _reading:
+        if key not in _groups:
+            parquet = importlib.import_module("pyarrow.parquet")
+            with parquet.ParquetFile(cell.file) as opened:
+                _groups[key] = opened.read_row_group(cell.group, columns=[cell.column]).column(0)
+        _groups.move_to_end(key)
+        while len(_groups) > cell.keep:
+            _groups.popitem(last=False)
+        return _groups[key]
 
 
 def _opened_set(file: Path, datasets: Any) -> Any:

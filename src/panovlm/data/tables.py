@@ -58,6 +58,11 @@ def expanded(file: Path) -> list[Path]:
     return [Path(path) for path in found]
 
 
+def is_text(file: Path) -> bool:
+    """Tell whether a table is a text: CSV or JSON."""
+    return not (file.name.lower().endswith((".tar", *PACKED)) or is_hub_data(file))
+
+
 def table_rows(
     file: Path, image_input: ImageInput = PLAIN, stream_blocks: int | None = None
 ) -> Rows:
@@ -81,10 +86,10 @@ def table_rows(
 
 def _rows(file: Path, stream_blocks: int | None) -> Rows:
     name = file.name.lower()
-    if name.endswith((".tar", *PACKED)):
-        return shard_rows(file)
     if is_hub_data(file):
         return hub_rows(file, stream_blocks)
+    if not is_text(file):
+        return shard_rows(file)
     text = read_text(file)
     if name.endswith(_JSON_SUFFIXES) or text.lstrip()[:1] in ("{", "["):
         return json_rows(file, text)
