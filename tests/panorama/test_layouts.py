@@ -170,3 +170,15 @@ def test_a_part_of_something_enormous_is_refused(tmp_path: Path) -> None:
     picture = saved(tmp_path / "a.png", pixels, ImageInput(hfov=0.5, vfov=0.5))
     with pytest.raises(DataError, match="would have 144000 x 72000 pixels"):
         read_panorama(picture)
+
+
+def test_faces_blend_at_their_edges_and_nowhere_else() -> None:
+    shades = {"F": 0, "R": 50, "B": 100, "L": 150, "U": 200, "D": 250}
+    row = np.concatenate([np.full((SIDE, SIDE, 3), shades[name], np.uint8) for name in FACES], 1)
+    found = cube_to_erp(row, ImageInput(layout="cubemap_row"))[..., 0]
+    rays = smooth().astype(float) - 127
+    largest, second = np.sort(np.abs(rays), axis=-1)[..., [-1, -2]].transpose(2, 0, 1)
+    at_an_edge = second / largest > 1 - 3 / SIDE
+    blended = ~np.isin(found, list(shades.values()))
+    assert blended.any()
+    assert not (blended & ~at_an_edge).any()
