@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from panovlm.errors import DataError
-from panovlm.panorama.gpano import complete
+from panovlm.panorama.gpano import complete, is_part
 
 MIN_WIDTH = 100
 MIN_HEIGHT = 50
@@ -31,11 +32,18 @@ _DECODER_ERRORS = (
 _ORIENTATION = 0x0112
 """EXIF tag; from 5 on, width and height change places."""
 
+Reduction = Callable[[int, int], int]
+"""From the height and width of a panorama to what both may be divided by: 1, 2, 4, ..."""
+
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
 """Last bytes of a file that was written to its end."""
 
 
-def read_panorama(path: str | Path) -> NDArray[np.uint8]:
+def _whole(_height: int, _width: int) -> int:
+    return 1
+
+
+def read_panorama(path: str | Path, reduction: Reduction = _whole) -> NDArray[np.uint8]:
     """Read an equirectangular panorama.
 
     The EXIF orientation is applied. Transparency is dropped, as Pillow's ``convert("RGB")`` does;
@@ -44,6 +52,8 @@ def read_panorama(path: str | Path) -> NDArray[np.uint8]:
 
     Args:
         path: A JPEG, PNG, WebP or any other file that Pillow reads.
+        reduction: How small the panorama may be. JPEG files are decoded smaller by up to that, at
+            most an eighth, which takes less time and averages areas; others come in full.
 
     Returns:
         Pixels [H, W, 3], RGB, 0 to 255.
@@ -54,8 +64,11 @@ def read_panorama(path: str | Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as file:
-            xmp = file.info.get("xmp", b"")
-            pixels = complete(_rgb(ImageOps.exif_transpose(file)), _bytes(xmp))
+            xmp = _bytes(file.info.get("xmp", b""))
+            if not is_part(xmp, _upright(file)):
+                _decode_smaller(file, reduction)
+            ImageOps.exif_transpose(file, in_place=True)
+            pixels = complete(_rgb(file), xmp)
     except _DECODER_ERRORS as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise DataError(f"cannot read the panorama {path}: {reason}") from error
@@ -78,11 +91,10 @@ def panorama_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as picture:
-            width, height = picture.size
-            lies = picture.getexif().get(_ORIENTATION, 1) >= 5
+            height, width = _upright(picture)
     except _DECODER_ERRORS as error:
         raise DataError(f"cannot read the panorama {path}: {error}") from error
-    return (height, width) if lies else (width, height)
+    return width, height
 
 
 def check_panorama(path: str | Path) -> None:
@@ -107,6 +119,26 @@ def check_panorama(path: str | Path) -> None:
     read_panorama(path)
 
 
+def _upright(picture: Image.Image) -> tuple[int, int]:
+    """Return height and width of a picture once it is turned by its EXIF orientation."""
+    width, height = picture.size
+    return (width, height) if picture.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
+
+
+def _decode_smaller(picture: Image.Image, reduction: Reduction) -> None:
+    """Choose the scale at which a JPEG file is decoded; nothing happens with other files.
+
+    Only scales that divide both sides are taken: the last pixel of others would lie partly beyond
+    the seam.
+    """
+    factor = min(reduction(*_upright(picture)), 8)
+    width, height = picture.size
+    while factor > 1 and (width % factor or height % factor):
+        factor //= 2
+    if factor > 1:
+        picture.draft(None, (width // factor, height // factor))
+
+
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Return the pixels [H, W, 3] of a picture of any mode."""
     if image.mode.startswith("I;16"):
@@ -117,7 +149,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
             f"its pixels are 32-bit (mode {image.mode}), with no defined white; "
             "save it with 8 or 16 bits per channel"
         )
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _bytes(xmp: object) -> bytes:
