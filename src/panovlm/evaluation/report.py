@@ -150,7 +150,7 @@ def gallery(
 
 def _scene(name: str, answers: Sequence[Answer], pipeline: ViewPipeline) -> Scene:
     try:
-        erp = read_panorama(name)
+        erp = read_panorama(name, pipeline.reduction)
         pictures = pipeline.render(erp)
     except DataError:
         # The picture fails here as it did in the evaluation, where the reason was recorded.
