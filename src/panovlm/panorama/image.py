@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ def _whole(_height: int, _width: int) -> int:
     return 1
 
 
-def read_panorama(path: str | Path, reduction: Reduction = _whole) -> NDArray[np.uint8]:
+def read_panorama(path: str | Path | IO[bytes], reduction: Reduction = _whole) -> NDArray[np.uint8]:
     """Read an equirectangular panorama.
 
     The EXIF orientation is applied. Transparency is dropped, as Pillow's ``convert("RGB")`` does;
@@ -51,7 +52,7 @@ def read_panorama(path: str | Path, reduction: Reduction = _whole) -> NDArray[np
     GPano metadata call it a part of a panorama is put into its place there, with black around it.
 
     Args:
-        path: A JPEG, PNG, WebP or any other file that Pillow reads.
+        path: A JPEG, PNG, WebP or any other file that Pillow reads; or one that is open.
         reduction: How small the panorama may be. JPEG files are decoded smaller by up to that, at
             most an eighth, which takes less time and averages areas; others come in full.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -74,7 +75,7 @@ class ViewPipeline:
             return 1
         return halving(density((height, width), self._cuts, self._size), self._rest)
 
-    def load(self, path: str | Path) -> NDArray[np.float32]:
+    def load(self, path: str | Path | IO[bytes]) -> NDArray[np.float32]:
         """Return the normalised views [V, 3, h, w] of a file, decoded no finer than needed.
 
         Raises:
