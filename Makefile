@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types setup clean
+.PHONY: demo test lint types bench bench-check setup clean
 
 demo: setup
 	$(BIN)/panovlm demo
@@ -17,6 +17,15 @@ lint: setup
 
 types: setup
 	$(BIN)/pyright
+
+# Each script measures again and writes its table on the page.
+bench: setup
+	for script in headers scan views generation training_step; do \
+		$(BIN)/python benchmarks/$$script.py --update docs/performance.md || exit 1; \
+	done
+
+bench-check: setup
+	$(BIN)/python benchmarks/check.py
 
 setup: $(STAMP)
 

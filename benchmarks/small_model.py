@@ -31,6 +31,13 @@ LANGUAGE = {
 }
 
 
+TEXT = (
+    "what is left of the red ball ? is the green blue yellow house behind you in front of you to "
+    "your left and near the door above the table"
+)
+"""Words that its tokenizer knows."""
+
+
 def small_model(seed: int = 0, **models: Any) -> PanoramaVLM:
     """Build it; ``models`` are settings laid over those of the block of that name."""
     torch.manual_seed(seed)
@@ -47,4 +54,4 @@ def small_model(seed: int = 0, **models: Any) -> PanoramaVLM:
             "training": {"stage_configs": {s: {} for s in ("vision", "resampler", "finetune")}},
         }
     )
-    return new_model(settings, ["what is left of the red ball ?"]).eval()
+    return new_model(settings, [TEXT]).eval()

@@ -125,9 +125,9 @@ class TestCache:
     ) -> None:
         read: list[Path] = []
 
-        def counting(path: Path) -> np.ndarray:
+        def counting(path: Path, *options: Any) -> np.ndarray:
             read.append(path)
-            return read_panorama(path)
+            return read_panorama(path, *options)
 
         monkeypatch.setattr(cache_module, "read_panorama", counting)
         ViewCache(samples, PIPELINE, 2)

@@ -51,17 +51,26 @@ class ColourReader(nn.Module):
         return torch.device("cpu")
 
     def generate(
-        self, *, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any
+        self,
+        *,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        about: Tensor,
+        **kwargs: Any,
     ) -> Tensor:
         if len(self.calls) == self.fail_at:
             raise RuntimeError("out of memory")
         self.calls.append({"ids": input_ids, "mask": attention_mask, **kwargs})
         assert not self.training
         assert not torch.is_grad_enabled()
-        batch, views, channels = pixel_values.shape[:3]
-        assert (batch, views, channels) == (len(input_ids), 4, 3)
+        panoramas, views, channels = pixel_values.shape[:3]
+        assert (views, channels) == (4, 3)
+        assert set(about.tolist()) == set(range(panoramas))
+        self.calls[-1]["panoramas"] = panoramas
         rows = []
-        for pixels, ids, mask in zip(pixel_values, input_ids, attention_mask, strict=True):
+        seen = pixel_values[about]
+        for pixels, ids, mask in zip(seen, input_ids, attention_mask, strict=True):
             colour = list(_COLOURS)[int(pixels.mean((0, 2, 3)).argmax())]
             words = self.chat.decode_answer(ids[mask.bool()].tolist()).split()
             # The prompt ends with the question and the header of the answer.
@@ -90,7 +99,13 @@ def _run(
     settings = {"batch_size": 2, "progress": False, **changes}
     with Ledger(ledger, {}) as file:
         return model, evaluate(
-            model, questions, pipeline, chat, Generation(), ledger=file, **settings
+            model,
+            questions,
+            lambda path: pipeline(read_panorama(path)),
+            chat,
+            Generation(),
+            ledger=file,
+            **settings,
         )
 
 
@@ -141,6 +156,17 @@ def test_neighbours_share_the_views_of_their_panorama(
     )
     assert rendered == [_COLOURS["red"], _COLOURS["blue"], _COLOURS["green"]]
     assert [answer.prediction for answer in answers] == [f"{name} first" for name in names]
+
+
+def test_questions_about_one_panorama_are_asked_together(
+    chat: ChatFormat, images: dict[str, Path], tmp_path: Path
+) -> None:
+    names = ["red", "blue", "red", "green", "blue", "red"]
+    questions = [_question(n, images[name]) for n, name in enumerate(names)]
+    model, answers = _run(chat, questions, tmp_path / "l.jsonl", batch_size=3)
+    assert [call["panoramas"] for call in model.calls] == [1, 2]
+    assert [answer.prediction for answer in answers] == [f"{name} first" for name in names]
+    assert [answer.question for answer in answers] == questions
 
 
 def test_an_unreadable_panorama_fails_its_own_questions_only(

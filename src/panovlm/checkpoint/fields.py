@@ -48,6 +48,9 @@ _CROP = "image_processing.crop_strategy"
 _POSITIONS = "models.pe_type"
 _PROCESSOR = "image_processing.use_vision_processor"
 _ANYRES = frozenset({"anyres", "anyres_max", "anyres_e2p"})
+_SMOOTH = frozenset(
+    {"e2p", "cubemap", "resize", "anyres_e2p", "e2p_sphere", "cubemap6", "icosahedral", "erp"}
+)
 _STEPS = frozenset({"e2p", "sliding_window", "anyres_e2p", "e2p_sphere"})
 
 BEARING: tuple[tuple[str, str, frozenset[Any]], ...] = (
@@ -71,6 +74,8 @@ BEARING: tuple[tuple[str, str, frozenset[Any]], ...] = (
     ("image_processing.anyres_patch_size", _CROP, frozenset({"anyres_e2p"})),
     ("image_processing.anyres_patch_size", _PROCESSOR, frozenset({True})),
     ("image_processing.anyres_max_patches", _CROP, frozenset({"anyres", "anyres_max"})),
+    ("image_processing.rendering", _CROP, _SMOOTH),
+    ("image_processing.rendering", _PROCESSOR, frozenset({False})),
     ("image_processing.normalize", _PROCESSOR, frozenset({False})),
     ("image_processing.image_mean", _PROCESSOR, frozenset({False})),
     ("image_processing.image_std", _PROCESSOR, frozenset({False})),
@@ -87,6 +92,7 @@ ADDED = frozenset(
         "models.vision_token_fallback_ends",
         "models.pe_type",
         "models.resampler_config.cross_view",
+        "image_processing.rendering",
     }
 )
 """Fields that documents of the present schema version had not from the beginning."""

@@ -1,4 +1,4 @@
-"""``panovlm ask``: ask a question about a panorama."""
+"""``panovlm ask``: ask questions about a panorama."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("checkpoint", type=Path, help="checkpoint file or run folder")
     parser.add_argument("panorama", type=Path, help="equirectangular image")
-    parser.add_argument("question")
+    parser.add_argument("questions", nargs="+", metavar="QUESTION")
     add_input_option(parser)
     add_loading_options(parser)
     add_device_options(parser)
@@ -32,15 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the answer."""
+    """Print the answers."""
     quiet()
     from panovlm.config.image_input import PLAIN
     from panovlm.evaluation.run import generation_arguments
     from panovlm.models.model import PanoramaVLM
-    from panovlm.panorama.image import read_panorama
+    from panovlm.panorama.image import check_panorama, read_panorama
     from panovlm.panorama.picture import Picture
+    from panovlm.panorama.pipeline import ViewPipeline
 
-    panorama = read_panorama(Picture(options.panorama, image_input(options) or PLAIN))
+    picture = Picture(options.panorama, image_input(options) or PLAIN)
+    check_panorama(picture)
     model = PanoramaVLM.from_checkpoint(
         options.checkpoint,
         device=device(options.device),
@@ -54,8 +56,8 @@ def run(options: argparse.Namespace) -> int:
     assert model.resolution is not None
     for line in remarks(model.resolution):
         print(line, file=sys.stderr)
-    answer = model.answer(
-        panorama, options.question, **generation_arguments(model.recipe.generation)
-    )
-    print(answer)
+    pipeline = ViewPipeline(model.recipe.image_processing)
+    panorama = read_panorama(picture, pipeline.reduction)
+    arguments = generation_arguments(model.recipe.generation)
+    print(*model.answers(panorama, options.questions, **arguments), sep="\n")
     return 0

@@ -24,7 +24,7 @@ COMMANDS = {
     "add-metadata": "write the metadata that a checkpoint lacks",
     "repair": "find the settings that make a checkpoint compute what it did when it was saved",
     "convert": "write a checkpoint in another format, checked tensor by tensor",
-    "ask": "ask a question about a panorama",
+    "ask": "ask questions about a panorama",
     "views": "draw what the model sees of a panorama",
     "doctor": "show what this machine offers, and whether it works",
     "demo": "the whole story on synthetic scenes: train, evaluate, lose the metadata, repair",

@@ -235,6 +235,11 @@ class ImageProcessing(StrictModel):
     """Horizontal and vertical field of view of one perspective view, in degrees."""
     use_vision_processor: bool = False
     """Resize and normalise with the tower's own Hugging Face image processor."""
+    rendering: Literal["exact", "good", "fast"] = "exact"
+    """How finely a panorama is read. ``exact``: every pixel of it. ``good`` and ``fast``: at half,
+    a quarter, an eighth of its size where the views need no more, which JPEG files need not be
+    decoded beyond; perspective views then average pixel areas, or read points. Not for slices of
+    the panorama and not with the tower's processor."""
     vision_processor: dict[str, Any] | None = None
     """Configuration of that processor; filled in when a checkpoint is written."""
     anyres_patch_size: int = Field(default=336, ge=8)

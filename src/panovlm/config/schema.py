@@ -11,7 +11,7 @@ to train it and on what. No torch is imported here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -168,8 +168,9 @@ class Training(StrictModel):
     """Stages to run, in this order."""
     stage_configs: dict[str, StageConfig]
     """One block per stage."""
-    num_workers: int = Field(default=2, ge=0)
-    """Processes that load panoramas; 0: the training process itself."""
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that load panoramas; 0: the training process itself. ``auto``: one for every core
+    that training does not need, at most 8; none with ``cache_views``."""
     eval_batch_size: int = Field(default=8, ge=1)
     """Questions per batch of an evaluation."""
     system_msg: str | None = None

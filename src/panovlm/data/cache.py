@@ -80,7 +80,7 @@ def load_views(
         DataError: The image cannot be read or turned; the message names the row.
     """
     try:
-        erp = read_panorama(sample.image)
+        erp = read_panorama(sample.image, pipeline.reduction)
         return pipeline.render(rolled(erp, *turn) if turn[0] else erp)
     except DataError as error:
         raise DataError(f"{sample.source}: {error}. {_MEND}") from error

@@ -161,7 +161,7 @@ def gallery(
 
 def _scene(name: str, image: Panorama, answers: Sequence[Answer], pipeline: ViewPipeline) -> Scene:
     try:
-        erp = read_panorama(image)
+        erp = read_panorama(image, pipeline.reduction)
         pictures = pipeline.render(erp)
     except DataError:
         # The picture fails here as it did in the evaluation, where the reason was recorded.

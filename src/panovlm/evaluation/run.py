@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,10 +32,10 @@ from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer, Question, groups_of
 from panovlm.evaluation.ledger import Ledger
 from panovlm.models.language.chat import ChatFormat
-from panovlm.panorama.image import read_panorama
 from panovlm.panorama.picture import Image
 
 Views = NDArray[np.float32]
+Load = Callable[[Image], Views]
 
 
 class Answering(Protocol):
@@ -51,9 +51,18 @@ class Answering(Protocol):
         ...
 
     def generate(
-        self, *, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any
+        self,
+        *,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        about: Tensor,
+        **kwargs: Any,
     ) -> Tensor:
-        """Continue prompts [B, L], padded on the left, about views [B, V, 3, h, w]: ids [B, n]."""
+        """Continue prompts [B, L], padded on the left: ids [B, n].
+
+        ``about`` [B] says which of the panoramas [P, V, 3, h, w] each is about.
+        """
         ...
 
 
@@ -115,7 +124,7 @@ def generation_arguments(settings: Generation) -> dict[str, Any]:
 def evaluate(
     model: Answering,
     questions: Sequence[Question],
-    pipeline: Callable[[NDArray[np.uint8]], Views],
+    load: Load,
     chat: ChatFormat,
     generation: Generation,
     *,
@@ -127,12 +136,12 @@ def evaluate(
     """Ask every question that the ledger has no answer to.
 
     The next batch's panoramas are read and rendered while the model works on this one;
-    neighbouring questions about one panorama share its views.
+    questions about one panorama are asked one after the other, and those of a batch share it.
 
     Args:
         model: In whatever mode; it is switched to evaluation.
         questions: All questions of the evaluation.
-        pipeline: Turns a panorama [H, W, 3] into views [V, 3, h, w].
+        load: Reads a panorama's picture as views [V, 3, h, w].
         chat: Makes prompts and reads answers.
         generation: How answers are generated.
         batch_size: Questions per call of the model, at least 1.
@@ -144,32 +153,38 @@ def evaluate(
         One answer per question, in the order of the questions.
     """
     model.eval()
-    pending = ledger.pending(questions)
+    pending = _by_panorama(ledger.pending(questions))
     batches = [pending[i : i + batch_size] for i in range(0, len(pending), batch_size)]
     arguments = generation_arguments(generation)
     with _bar(progress) as bar:
         done = len(questions) - len(pending)
         task = bar.add_task("Evaluating", total=len(questions), completed=done)
-        for batch in _prepared(batches, pipeline, pictures):
+        for batch in _prepared(batches, load, pictures):
             ledger.append([*batch.failed, *_ask(model, batch, chat, arguments)])
             bar.advance(task, len(batch.failed) + len(batch.questions))
     answers = {answer.question.sample_id: answer for answer in ledger.answers()}
     return [answers[question.sample_id] for question in questions]
 
 
+def _by_panorama(questions: Iterable[Question]) -> list[Question]:
+    """Put questions about one panorama next to each other, in the order of the panoramas."""
+    by_image: dict[str, list[Question]] = {}
+    for question in questions:
+        by_image.setdefault(question.image, []).append(question)
+    return [question for together in by_image.values() for question in together]
+
+
 @dataclass(frozen=True)
 class _Batch:
-    """Questions with their views [B, V, 3, h, w], and those whose panorama is unreadable."""
+    """Questions, the views of the panoramas they are about, and what cannot be asked."""
 
     questions: list[Question]
-    views: list[Views]
+    views: dict[str, Views]
     failed: list[Answer]
 
 
 def _prepared(
-    batches: Sequence[Sequence[Question]],
-    pipeline: Callable[[NDArray[np.uint8]], Views],
-    pictures: Mapping[str, Image],
+    batches: Sequence[Sequence[Question]], load: Load, pictures: Mapping[str, Image]
 ) -> Iterator[_Batch]:
     """Render batch after batch, one ahead of the reader, in a thread of its own."""
     rendered: dict[str, Views | DataError] = {}
@@ -181,17 +196,17 @@ def _prepared(
         rendered = {
             name: rendered[name]
             if name in rendered
-            else _render(pictures.get(name, Path(name)), pipeline)
+            else _render(pictures.get(name, Path(name)), load)
             for name in images
         }
-        made = _Batch([], [], [])
+        made = _Batch([], {}, [])
         for question in batch:
             views = rendered[question.image]
             if isinstance(views, DataError):
                 made.failed.append(Answer.failed(question, str(views)))
             else:
                 made.questions.append(question)
-                made.views.append(views)
+                made.views[question.image] = views
         return made
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="render") as pool:
@@ -203,10 +218,10 @@ def _prepared(
             yield ready
 
 
-def _render(image: Image, pipeline: Callable[[NDArray[np.uint8]], Views]) -> Views | DataError:
+def _render(image: Image, load: Load) -> Views | DataError:
     """Render a panorama's views; return the error if this picture cannot be used."""
     try:
-        return pipeline(read_panorama(image))
+        return load(image)
     except DataError as error:
         return error
 
@@ -217,32 +232,21 @@ def _ask(
     """Generate the answers of one batch."""
     if not batch.questions:
         return []
-    prompts = [chat.prompt(question.text) for question in batch.questions]
-    ids, mask = _pad_left(prompts, cast("int", chat.tokenizer.pad_token_id))
+    ids, mask = chat.prompts([question.text for question in batch.questions])
+    places = {image: place for place, image in enumerate(batch.views)}
+    about = torch.tensor([places[question.image] for question in batch.questions])
     with torch.inference_mode():
         made = model.generate(
-            pixel_values=torch.from_numpy(np.stack(batch.views)).to(model.device),
+            pixel_values=torch.from_numpy(np.stack(list(batch.views.values()))).to(model.device),
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
+            about=about.to(model.device),
             **arguments,
         )
     return [
         Answer.generated(question, chat.decode_answer(row))
         for question, row in zip(batch.questions, made.tolist(), strict=True)
     ]
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Pad prompts on the left, so that all answers begin in the same column.
-
-    Returns:
-        Ids and attention mask (1 on text), both int64 [B, L].
-    """
-    length = max(len(prompt) for prompt in prompts)
-    gaps = [length - len(prompt) for prompt in prompts]
-    ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]
-    mask = [[0] * gap + [1] * (length - gap) for gap in gaps]
-    return torch.tensor(ids), torch.tensor(mask)
 
 
 def _bar(show: bool) -> Progress:

@@ -161,7 +161,7 @@ def run_evaluation(
         answers = evaluate(
             model,
             questions,
-            pipeline,
+            pipeline.load,
             chat,
             generation,
             batch_size=batch_size,

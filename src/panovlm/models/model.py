@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -18,6 +18,7 @@ from panovlm.checkpoint.formats.header import RECORD
 from panovlm.config.schema import LoRASettings, Recipe
 from panovlm.errors import AssumedSettingsWarning, CheckpointError, ConfigError
 from panovlm.models.configuration import PanoramaVLMConfig
+from panovlm.models.language import shared_prefix
 from panovlm.models.language.chat import ChatFormat
 from panovlm.models.language.lora import attach_lora, merge_lora
 from panovlm.models.language.tokenizer import vision_token_id
@@ -66,51 +67,72 @@ class PanoramaVLM(PanoramaNetwork):
         attention_mask: Tensor | None = None,
         *,
         vision_tokens: Tensor | None = None,
+        about: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Continue a prompt about a panorama.
+        """Continue prompts about panoramas; what those of one panorama share is computed once.
 
         Args:
-            pixel_values: normalised views ``[B, V, 3, h, w]``.
+            pixel_values: normalised views ``[P, V, 3, h, w]`` of ``P`` panoramas.
             input_ids: prompts ``[B, L]``; absent: the recipe's ``default_generation_prompt``.
             attention_mask: ``[B, L]``; absent: all text.
-            vision_tokens: ``[B, T, Dm]`` computed before, instead of ``pixel_values``.
+            vision_tokens: ``[P, T, Dm]`` computed before, instead of ``pixel_values``.
+            about: int64 ``[B]``, which panorama each prompt is about; absent: one each, or all
+                about the only one.
             **kwargs: as for :meth:`transformers.GenerationMixin.generate`.
 
         Returns:
             The new token ids ``[B, n]``, without the prompt, padded after the end mark.
+
+        Raises:
+            ConfigError: it is not clear which prompt is about which panorama.
         """
+        if vision_tokens is None and pixel_values is not None:
+            vision_tokens = self.vision_tokens(pixel_values)
+        seen = 1 if vision_tokens is None else vision_tokens.shape[0]
         if input_ids is None:
-            source = vision_tokens if pixel_values is None else pixel_values
             prompt = self.chat().prompt(self.recipe.models.default_generation_prompt)
-            rows = 1 if source is None else source.shape[0]
-            input_ids = torch.tensor([prompt] * rows, device=self.device)
+            input_ids = torch.tensor([prompt] * seen, device=self.device)
+        rows = _panorama_of_rows(about, seen, input_ids)
         inputs = self.fuse(
-            pixel_values,
+            None,
             input_ids,
             attention_mask,
             None,
-            vision_tokens=vision_tokens,
+            vision_tokens=None if vision_tokens is None else vision_tokens[rows],
             padding_side="left",
         )
         if self.tokenizer is not None:
             kwargs.setdefault("pad_token_id", self.tokenizer.pad_token_id)
             kwargs.setdefault("eos_token_id", self.tokenizer.eos_token_id)
-        return cast(Any, self.language_model).generate(**inputs, **kwargs)
+        return shared_prefix.generate(self.language_model, **inputs, rows=rows, **kwargs)
 
     def answer(self, panorama: NDArray[np.uint8], question: str, **kwargs: Any) -> str:
-        """Answer a question about a panorama.
+        """Answer a question about a panorama; see :meth:`answers`."""
+        return self.answers(panorama, [question], **kwargs)[0]
+
+    def answers(
+        self, panorama: NDArray[np.uint8], questions: Sequence[str], **kwargs: Any
+    ) -> list[str]:
+        """Answer questions about a panorama, which is looked at once for all of them.
 
         Args:
             panorama: equirectangular image ``[H, W, 3]``, uint8.
-            question: the user's text.
+            questions: the user's texts, each a conversation of its own.
             **kwargs: as for :meth:`transformers.GenerationMixin.generate`.
+
+        Returns:
+            One answer per question.
         """
+        if not questions:
+            return []
         views = torch.from_numpy(ViewPipeline(self.recipe.image_processing)(panorama))
         chat = self.chat()
-        prompt = torch.tensor([chat.prompt(question)], device=self.device)
-        ids = self.generate(views[None].to(self.device), prompt, **kwargs)
-        return chat.decode_answer(ids[0].tolist())
+        ids, mask = chat.prompts(questions)
+        made = self.generate(
+            views[None].to(self.device), ids.to(self.device), mask.to(self.device), **kwargs
+        )
+        return [chat.decode_answer(row) for row in made.tolist()]
 
     # ------------------------------------------------------------------ parts
 
@@ -260,6 +282,21 @@ class PanoramaVLM(PanoramaNetwork):
             told = model.resolution.told_assumed()
             warnings.warn(told, AssumedSettingsWarning, stacklevel=2)
         return cast(Self, model)
+
+
+def _panorama_of_rows(about: Tensor | None, seen: int, input_ids: Tensor) -> Tensor:
+    """Return which of the panoramas each prompt is about, int64 ``[B]``."""
+    count = input_ids.shape[0]
+    if about is None and seen in (1, count):
+        every = torch.arange(count, device=input_ids.device)
+        return every if seen == count else torch.zeros_like(every)
+    if about is None or about.shape != (count,):
+        told = "not told" if about is None else f"of shape {list(about.shape)}"
+        raise ConfigError(
+            f"there are {count} prompts and {seen} panoramas, but about, which says what each "
+            f"prompt is about, is {told}; give it as int64 of shape [{count}]."
+        )
+    return about
 
 
 AutoModel.register(PanoramaVLMConfig, PanoramaVLM)

@@ -6,8 +6,9 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -89,10 +90,12 @@ class Letterbox:
     Attributes:
         size: (height, width) of the rectangle.
         quick: Average areas of a much larger panorama first; else bicubic in one step.
+        areas: Average areas only.
     """
 
     size: tuple[int, int]
     quick: bool = False
+    areas: bool = False
 
     def picture(self, panorama: tuple[int, int]) -> tuple[int, int, int, int]:
         """Return where a panorama of (height, width) goes: top, left, height, width in pixels."""
@@ -104,12 +107,14 @@ class Letterbox:
     def take(self, erp: Pixels) -> Pixels:
         """Fit a panorama [H, W, 3] into the rectangle."""
         top, left, height, width = self.picture((erp.shape[0], erp.shape[1]))
-        if self.quick:
-            erp = shrink(erp, erp.shape[1] / width, rest=4)
+        if self.areas:
+            fitted = resize_by_areas(erp, (height, width))
+        else:
+            if self.quick:
+                erp = shrink(erp, erp.shape[1] / width, rest=4)
+            fitted = resize(erp, (height, width), Image.Resampling.BICUBIC)
         picture = np.zeros((*self.size, 3), np.uint8)
-        picture[top : top + height, left : left + width] = resize(
-            erp, (height, width), Image.Resampling.BICUBIC
-        )
+        picture[top : top + height, left : left + width] = fitted
         return picture
 
 
@@ -179,3 +184,14 @@ def resize(picture: Pixels, size: tuple[int, int], resample: Image.Resampling) -
     image = Image.fromarray(np.ascontiguousarray(picture))
     height, width = size
     return np.asarray(image.resize((width, height), resample))
+
+
+def resize_by_areas(picture: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resize a picture to (height, width): mean over areas along sides that shrink, else cubic."""
+    resized: NDArray[Any] = picture
+    height, width = min(picture.shape[0], size[0]), min(picture.shape[1], size[1])
+    if picture.shape[:2] != (height, width):
+        resized = cv2.resize(resized, (width, height), interpolation=cv2.INTER_AREA)
+    if (height, width) != size:
+        resized = cv2.resize(resized, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+    return resized

@@ -36,13 +36,34 @@ def complete(pixels: NDArray[np.uint8], xmp: bytes) -> NDArray[np.uint8]:
     Raises:
         ValueError: The metadata are of another projection, incomplete or impossible.
     """
+    place = _place(xmp, (pixels.shape[0], pixels.shape[1]))
+    if place is None:
+        return pixels
+    height, width, row, column = place
+    return placed(pixels, (height, width), row, column)
+
+
+def is_part(xmp: bytes, size: tuple[int, int]) -> bool:
+    """Tell whether :func:`complete` adds something to a picture of (height, width) pixels.
+
+    Raises:
+        ValueError: As there.
+    """
+    return _place(xmp, size) is not None
+
+
+def _place(xmp: bytes, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Return height and width of the whole panorama, and the picture's first row and column in it.
+
+    ``None``: the picture is the whole.
+    """
     text = xmp.decode("utf-8", "replace")
     projection = _value(text, "ProjectionType")
     if projection not in (None, "equirectangular"):
         raise ValueError(f"its GPano metadata say {projection}, not equirectangular")
     stated = [_value(text, name) for name in _AREA]
     if not any(stated):
-        return pixels
+        return None
     missing = [name for name, value in zip(_AREA, stated, strict=True) if value is None]
     if missing:
         raise ValueError(f"its GPano metadata lack {', '.join(missing)}")
@@ -53,13 +74,13 @@ def complete(pixels: NDArray[np.uint8], xmp: bytes) -> NDArray[np.uint8]:
             f"its GPano metadata put {width:g} x {height:g} pixels at {left:g}, {top:g} of a "
             f"panorama of {full_width:g} x {full_height:g}"
         )
-    scale = pixels.shape[1] / width, pixels.shape[0] / height
-    size = round(full_height * scale[1]), round(full_width * scale[0])
-    if size == pixels.shape[:2]:
-        return pixels
-    column = min(round(left * scale[0]), size[1] - pixels.shape[1])
-    row = min(round(top * scale[1]), size[0] - pixels.shape[0])
-    return placed(pixels, size, row, column)
+    scale = size[1] / width, size[0] / height
+    full = round(full_height * scale[1]), round(full_width * scale[0])
+    if full == size:
+        return None
+    column = min(round(left * scale[0]), full[1] - size[1])
+    row = min(round(top * scale[1]), full[0] - size[0])
+    return *full, row, column
 
 
 def refuse_beside(xmp: bytes, declared: ImageInput) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from panovlm.errors import DataError
 from panovlm.panorama.cubemap import cube_to_erp, face_size
-from panovlm.panorama.gpano import complete, refuse_beside
+from panovlm.panorama.gpano import complete, is_part, refuse_beside
 from panovlm.panorama.partial import whole_of_part, whole_size
 from panovlm.panorama.picture import Picture, Source, as_picture
 
@@ -33,11 +34,18 @@ _DECODER_ERRORS = (
 _ORIENTATION = 0x0112
 """EXIF tag; from 5 on, width and height change places."""
 
+Reduction = Callable[[int, int], int]
+"""From the height and width of a panorama to what both may be divided by: 1, 2, 4, ..."""
+
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
 """Last bytes of a file that was written to its end."""
 
 
-def read_panorama(source: Source) -> NDArray[np.uint8]:
+def _full(_height: int, _width: int) -> int:
+    return 1
+
+
+def read_panorama(source: Source, reduction: Reduction = _full) -> NDArray[np.uint8]:
     """Read a panorama, as an equirectangular picture of the whole sphere.
 
     The EXIF orientation is applied. Transparency is dropped, as Pillow's ``convert("RGB")`` does;
@@ -47,6 +55,9 @@ def read_panorama(source: Source) -> NDArray[np.uint8]:
 
     Args:
         source: A JPEG, PNG, WebP or any other file that Pillow reads.
+        reduction: How small the panorama may be. JPEG files of whole panoramas are decoded smaller
+            by up to that, at most an eighth, which takes less time and averages areas; others come
+            in full.
 
     Returns:
         Pixels [H, W, 3], RGB, 0 to 255.
@@ -59,7 +70,10 @@ def read_panorama(source: Source) -> NDArray[np.uint8]:
     try:
         with picture.open() as stream, Image.open(stream) as file:
             xmp = _bytes(file.info.get("xmp", b""))
-            pixels = _whole(_rgb(ImageOps.exif_transpose(file)), picture, xmp)
+            if picture.input.is_plain and not is_part(xmp, _upright(file)):
+                _decode_smaller(file, reduction)
+            ImageOps.exif_transpose(file, in_place=True)
+            pixels = _whole(_rgb(file), picture, xmp)
     except _DECODER_ERRORS as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else _reason(error, picture)
         raise DataError(f"cannot read the panorama {picture}: {reason}") from error
@@ -84,9 +98,7 @@ def panorama_size(source: Source) -> tuple[int, int]:
     picture = as_picture(source)
     try:
         with picture.open() as stream, Image.open(stream) as file:
-            width, height = file.size
-            if file.getexif().get(_ORIENTATION, 1) >= 5:
-                width, height = height, width
+            height, width = _upright(file)
         return _whole_size(picture, width, height)
     except _DECODER_ERRORS as error:
         reason = _reason(error, picture)
@@ -147,6 +159,26 @@ def _reason(error: Exception, picture: Picture) -> str:
     return str(error)
 
 
+def _upright(picture: Image.Image) -> tuple[int, int]:
+    """Return height and width of a picture once it is turned by its EXIF orientation."""
+    width, height = picture.size
+    return (width, height) if picture.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
+
+
+def _decode_smaller(picture: Image.Image, reduction: Reduction) -> None:
+    """Choose the scale at which a JPEG file is decoded; nothing happens with other files.
+
+    Only scales that divide both sides are taken: the last pixel of others would lie partly beyond
+    the seam.
+    """
+    factor = min(reduction(*_upright(picture)), 8)
+    width, height = picture.size
+    while factor > 1 and (width % factor or height % factor):
+        factor //= 2
+    if factor > 1:
+        picture.draft(None, (width // factor, height // factor))
+
+
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Return the pixels [H, W, 3] of a picture of any mode."""
     if image.mode.startswith("I;16"):
@@ -157,7 +189,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
             f"its pixels are 32-bit (mode {image.mode}), with no defined white; "
             "save it with 8 or 16 bits per channel"
         )
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _bytes(xmp: object) -> bytes:

@@ -9,9 +9,13 @@ from PIL import Image
 
 from panovlm.config.schema import ImageProcessing
 from panovlm.errors import ConfigError, DataError
-from panovlm.panorama.cuts import Pixels, resize, take_all
+from panovlm.panorama.cuts import Pixels, resize, resize_by_areas, take_all
+from panovlm.panorama.detail import REST, density, rendered
+from panovlm.panorama.image import read_panorama
+from panovlm.panorama.picture import Source
 from panovlm.panorama.processor import VisionProcessor, read_processor
-from panovlm.panorama.views import View, shots_of
+from panovlm.panorama.projection import halving, shrink
+from panovlm.panorama.views import SLICED, View, shots_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,7 +27,8 @@ class ViewPipeline:
     With ``use_vision_processor`` the cut pictures are resized and normalised as the tower's own
     processor says, and so have its size; ``normalize``, ``image_mean`` and ``image_std`` do not
     count then. Otherwise they are resized to ``image_size`` (Lanczos), divided by 255 and
-    normalised with ``image_mean`` and ``image_std``.
+    normalised with ``image_mean`` and ``image_std``. With ``rendering`` other than ``exact`` the
+    panorama is made smaller first, as far as the views allow it (:mod:`panovlm.panorama.detail`).
 
     Attributes:
         views: What each view shows, in the order of the pixels.
@@ -57,7 +62,24 @@ class ViewPipeline:
         self._table = _pixel_values(settings, given)
         shots = shots_of(settings)
         self.views = tuple(shot.view for shot in shots)
-        self._cuts = tuple(shot.cut for shot in shots)
+        self._cuts = tuple(rendered(shot.cut, settings.rendering) for shot in shots)
+        self._rest = REST.get(settings.rendering)
+        if self._rest is not None:
+            _require_free_sizes(settings, self._processor)
+
+    def reduction(self, height: int, width: int) -> int:
+        """Return by what a panorama may be divided before it is cut: 1, 2, 4, ...; see `render`."""
+        if self._rest is None:
+            return 1
+        return halving(density((height, width), self._cuts, self._size), self._rest)
+
+    def load(self, source: Source) -> NDArray[np.float32]:
+        """Return the normalised views [V, 3, h, w] of a file, decoded no finer than needed.
+
+        Raises:
+            DataError: It cannot be read or cut.
+        """
+        return self(read_panorama(source, self.reduction))
 
     def render(self, erp: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Cut and resize the views.
@@ -77,6 +99,9 @@ class ViewPipeline:
                 f"a panorama must be uint8 of shape [height, width, 3], got {erp.dtype} of shape "
                 f"{list(erp.shape)}"
             )
+        if self._rest is not None:
+            needed = density((erp.shape[0], erp.shape[1]), self._cuts, self._size)
+            erp = shrink(erp, needed, rest=self._rest)
         pictures = [self._resized(picture) for picture in take_all(erp, self._cuts)]
         sizes = sorted({picture.shape[:2] for picture in pictures})
         if len(sizes) > 1:
@@ -92,7 +117,8 @@ class ViewPipeline:
         count, height, width, _ = views.shape
         values = np.empty((count, 3, height, width), np.float32)
         for view, target in zip(views, values, strict=True):
-            target[...] = cv2.LUT(view, self._table).transpose(2, 0, 1)
+            for channel, plane in enumerate(cv2.split(view)):
+                cv2.LUT(plane, self._table[..., channel], dst=target[channel])
         return values
 
     def __call__(self, erp: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -103,7 +129,29 @@ class ViewPipeline:
         """Bring a cut picture to the size of a view."""
         if self._processor is not None:
             return self._processor.resized(picture)
+        if self._rest is not None:
+            return resize_by_areas(picture, self._size)
         return resize(picture, self._size, Image.Resampling.LANCZOS)
+
+
+def _require_free_sizes(settings: ImageProcessing, processor: VisionProcessor | None) -> None:
+    """Refuse to make the panorama smaller where views depend on the number of its pixels.
+
+    Raises:
+        ConfigError: They do.
+    """
+    if processor is not None:
+        raise ConfigError(
+            f"image_processing.rendering is {settings.rendering}, but use_vision_processor is on, "
+            "so that the tower's processor makes the views small: set use_vision_processor to "
+            "false (its mean and standard deviation still count), or rendering to exact"
+        )
+    if settings.crop_strategy in SLICED:
+        raise ConfigError(
+            f"image_processing.rendering is {settings.rendering}, but crop_strategy "
+            f"{settings.crop_strategy} cuts slices in whole pixels of the panorama, which would "
+            "lie elsewhere in a smaller one: set rendering to exact"
+        )
 
 
 def _pixel_values(

@@ -57,7 +57,7 @@ def project(
     channels = erp.shape[2:]
     supersample = 1
     if antialias:
-        density = _density(erp.shape, cameras, size, grid)
+        density = density_of(erp.shape, cameras, size, grid)
         supersample = 2 if density > 1 else 1
         erp = shrink(erp, density)
     if max(erp.shape[:2]) + 2 > SIDE_LIMIT:
@@ -105,7 +105,7 @@ def _angles(
     return longitude, latitude
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)  # panoramas of a data set come in several sizes
 def _maps(
     cameras: tuple[Camera, ...],
     size: tuple[int, int],
@@ -136,8 +136,11 @@ def _extend_over_poles(erp: Array) -> Array:
     )
 
 
-def _density(
-    erp_shape: tuple[int, ...], cameras: tuple[Camera, ...], size: tuple[int, int], grid: Grid
+def density_of(
+    erp_shape: tuple[int, ...],
+    cameras: tuple[Camera, ...],
+    size: tuple[int, int],
+    grid: Grid = "corner",
 ) -> float:
     """Return the panorama pixels per view pixel in the centre of a view, along the finer axis."""
     gaps = [pixels - 1 if grid == "corner" else pixels for pixels in size]
@@ -151,6 +154,11 @@ def _density(
     )
 
 
+def halving(density: float, rest: float) -> int:
+    """Return the largest power of two by which :func:`shrink` divides a panorama."""
+    return 2 ** max(int(np.floor(np.log2(density / rest))), 0)
+
+
 def shrink(erp: Array, density: float, *, rest: float = 2) -> Array:
     """Halve a panorama, averaging areas, while it stays ``rest`` times as fine as needed.
 
@@ -162,7 +170,7 @@ def shrink(erp: Array, density: float, *, rest: float = 2) -> Array:
     Returns:
         The panorama, smaller by a power of two.
     """
-    factor = 2 ** max(int(np.floor(np.log2(density / rest))), 0)
+    factor = halving(density, rest)
     if factor == 1:
         return erp
     target = (max(erp.shape[1] // factor, 1), max(erp.shape[0] // factor, 1))

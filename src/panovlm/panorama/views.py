@@ -183,6 +183,10 @@ STRATEGIES: dict[str, Strategy] = {
 """Every crop strategy by its name in the settings."""
 
 
+SLICED = frozenset({"sliding_window", "anyres", "anyres_max"})
+"""Strategies that cut slices out of the panorama, rounded to whole pixels of it."""
+
+
 def _patches(settings: ImageProcessing) -> int:
     """Return the number of patches of the any-resolution strategies: two at least."""
     if settings.anyres_max_patches < 2:

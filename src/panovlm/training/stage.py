@@ -36,6 +36,7 @@ from panovlm.training.progress import ProgressLines
 from panovlm.training.reload_check import check_written
 from panovlm.training.rundir import checkpoint_stem, experiment_name
 from panovlm.training.tables import StageTables, Tables
+from panovlm.training.workers import worker_count
 
 PLAIN = ("auto", "ddp")
 """Names of the strategy that copies the model to every process and averages the gradients."""
@@ -116,7 +117,7 @@ def stage_data(
         max_length=length,
         questions_per_sample=stage.questions_per_sample if reads_text else 1,
         seed=settings.environment.seed,
-        num_workers=training.num_workers,
+        num_workers=worker_count(settings),
         augment=training.augment,
         cache_views=training.cache_views,
         yaw_turns=training.yaw_turns,

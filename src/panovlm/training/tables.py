@@ -10,6 +10,7 @@ from panovlm.data.cache import require_readable
 from panovlm.data.samples import Sample, read_tables
 from panovlm.data.turns import all_turned, require_turnable
 from panovlm.errors import DataError
+from panovlm.training.workers import worker_count
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Tables:
                 stream_blocks=self._settings.data.stream_blocks,
             )
             if strict:
-                require_readable(rows, self._settings.training.num_workers)
+                require_readable(rows, worker_count(self._settings))
             self._read[files] = rows
         return self._read[files]
 

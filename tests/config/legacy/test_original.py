@@ -109,6 +109,7 @@ AS_IN_THE_ORIGINAL = {
     "models.overlap_loss": "vicreg",
     "models.overlap_pairs": "columns",
     "models.pe_type": "columns",
+    "image_processing.rendering": "exact",
 }
 # Settings of what these values leave out.
 WITHOUT_BEARING = {

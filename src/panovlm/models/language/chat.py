@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Literal, Self, cast
 
+import torch
 from jinja2 import TemplateError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from panovlm.config.schema import Recipe
@@ -131,6 +133,23 @@ class ChatFormat:
         """
         messages = [*self._system(), {"role": "user", "content": _with_placeholder(question)}]
         return self._tokenise(self._render(messages, answer_next=True))
+
+    def prompts(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return several prompts, padded on the left, so that all answers begin in one column.
+
+        Returns:
+            Ids and attention mask (1 on text), both int64 [B, L].
+
+        Raises:
+            ConfigError: the chat template refuses a conversation.
+        """
+        prompts = [self.prompt(question) for question in questions]
+        length = max(len(prompt) for prompt in prompts)
+        pad = [cast("int", self.tokenizer.pad_token_id)]
+        gaps = [length - len(prompt) for prompt in prompts]
+        ids = [pad * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)]
+        mask = [[0] * gap + [1] * (length - gap) for gap in gaps]
+        return torch.tensor(ids), torch.tensor(mask)
 
     def decode_answer(self, ids: Sequence[int]) -> str:
         """Return generated ids as text, without special tokens and outer white space."""

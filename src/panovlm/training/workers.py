@@ -1,0 +1,33 @@
+"""How many processes load panoramas."""
+
+from __future__ import annotations
+
+import os
+
+from panovlm.config.schema import Settings
+
+MOST = 8
+"""Of each training process; more of them wait for each other's memory more than they load."""
+
+
+def worker_count(settings: Settings) -> int:
+    """Return how many processes load panoramas beside each training process.
+
+    ``auto`` leaves one core to every training process and gives its share of the others to its
+    loaders. Views that are kept in memory need no loaders.
+    """
+    wanted = settings.training.num_workers
+    if wanted != "auto":
+        return wanted
+    if settings.training.cache_views:
+        return 0
+    devices = settings.environment.devices
+    share = _cores() // (devices if isinstance(devices, int) and devices > 0 else 1)
+    return min(max(share - 1, 0), MOST)
+
+
+def _cores() -> int:
+    """Return the cores that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
