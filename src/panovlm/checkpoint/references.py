@@ -72,13 +72,13 @@ def _documents(location: Location, header: Header) -> Iterator[tuple[Mapping[str
     if location.sidecar is not None:
         raw, cut_off = read_json(location.sidecar)
         if cut_off is None:
-            yield raw, location.sidecar.name
+            yield raw, str(location.sidecar)
     try:
         inside = json.loads(str(header.extras.get(EMBEDDED, "{}")))
     except ValueError:
         return
     if isinstance(inside, Mapping):
-        yield inside, f"metadata inside {header.path.name}"
+        yield inside, f"the metadata inside {header.path}"
 
 
 def borrowed(

@@ -132,7 +132,7 @@ class DocumentReader:
         raw, note = read_json(path)
         if note is None or not is_ours(raw):
             self.found.notes += [note] if note else []
-            self._add_metadata(raw, path.name)
+            self._add_metadata(raw, path.name, str(path))
             if note is None and not is_ours(raw) and not self.found.claims[-1].values:
                 self.found.notes.append(f"{path.name} says nothing about the model")
         elif EMBEDDED in self.header.extras:
@@ -148,18 +148,19 @@ class DocumentReader:
         if text is None:
             return
         file = self.location.checkpoint.name
+        place = f"the metadata inside {self.location.checkpoint}"
         raw = _json_object(
             str(text),
-            f"the metadata inside {self.location.checkpoint}",
+            place,
             "the file was damaged or edited; take another copy of it",
         )
         if is_ours(raw):
-            self.found.embedded = parse(raw, f"metadata inside {file}")
+            self.found.embedded = parse(raw, place)
             self._note_another(self.found.embedded, file)
         amended = {claim.document.amends for claim in self.found.claims if claim.document}
         if self.found.embedded is not None and self.found.embedded.identity() in amended:
             return
-        self._add_metadata(raw, f"metadata inside {file}")
+        self._add_metadata(raw, f"metadata inside {file}", place)
 
     def _note_another(self, embedded: CheckpointMetadata, file: str) -> None:
         """Say if a document beside the file was written in another stage than the file."""
@@ -172,12 +173,12 @@ class DocumentReader:
                     "conflict; what it says of the training does not count"
                 )
 
-    def _add_metadata(self, raw: Mapping[str, Any], origin: str) -> None:
-        """Add a metadata document of either system."""
+    def _add_metadata(self, raw: Mapping[str, Any], origin: str, place: str) -> None:
+        """Add a metadata document of either system; ``place`` names its file in errors."""
         if not is_ours(raw):
             self._add(origin, original.from_metadata(raw, self.resampler_type))
             return
-        document = parse(raw, origin)
+        document = parse(raw, place)
         if not self.accept(document):
             self.found.notes.append(f"{origin} was written for other weights; it is left out")
             return

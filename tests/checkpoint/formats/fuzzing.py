@@ -134,8 +134,8 @@ def run_folder(folder: Path, writers: Writers) -> Path:
 
 def split_folder(folder: Path, writers: Writers) -> Path:
     """PEFT's adapters beside what else was trained, on a language model of its own folder."""
-    model = writers.small.small_model()
     base = folder / "base"
+    model = writers.small.small_model(language_model_name=str(base))
     model.language_model.save_pretrained(base)
     model.add_adapters(LoRASettings.model_validate({"rank": 2, "target_modules": ["q_proj"]}))
     model.language_model.peft_config["default"].base_model_name_or_path = str(base)
