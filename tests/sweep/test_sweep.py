@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -136,15 +138,20 @@ def test_nothing_runs_before_all_cells_are_valid(capfd: Capture) -> None:
     assert sorted(Path("sweeps").rglob("*")) == before
 
 
-def test_an_interrupt_stops_the_cell_too() -> None:
-    """The cell's process is gone when the command is, and its folder is left to the next try."""
-    command = [sys.executable, "-m", "panovlm.cli.main", "sweep", "sweep.yaml", "-o", "stopped"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(Path("stopped/runs").glob("*/log.txt")):
-        pass
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
-    assert process.returncode == 130 and said == "interrupted\n"
-    assert not list(Path("stopped/cells").glob("*"))
-    with Store(Path("stopped")).locked():
+def test_an_interrupt_gives_the_cell_up(capfd: Capture) -> None:
+    """The command waits for the cell's process to end, and leaves nothing that counts as done."""
+    stopped = Path("stopped")
+
+    def interrupt() -> None:
+        while not list(stopped.glob("runs/*/log.txt")):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert main(["sweep", "sweep.yaml", "--output", str(stopped)]) == 130
+    thread.join()
+    assert capfd.readouterr().err == "interrupted\n"
+    assert not list(stopped.glob("cells/*"))
+    with Store(stopped).locked():
         pass
