@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from panovlm.cli.main import main
+from panovlm.config.load import load_settings
 from panovlm.sweep.cells import read_cells
 from panovlm.sweep.schema import read_sweep
 from panovlm.sweep.store import Store
+from panovlm.sweep.worker import SETTINGS
 
 SMALL = Path(__file__).parent.parent / "small.yaml"
 Capture = pytest.CaptureFixture[str]
@@ -55,10 +57,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def begun(results: Path) -> bool:
-    """Whether the training of the second cell has begun."""
-    return any((results / "cells").glob("[!.]*.json")) and any(
-        (results / "runs").glob("*/runs/*/resampler/*/config.yaml")
-    )
+    """Whether the first cell is done and the process of the second is there."""
+    done = {file.stem for file in results.glob("cells/[!.]*.json")}
+    return bool(done) and any(log.parent.name not in done for log in results.glob("runs/*/log.txt"))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,6 @@ def test_the_killed_one_goes_on(killed: dict[str, bytes], capfd: Capture) -> Non
     assert len(killed) == 1
     assert "**Not complete: " in (results / "table.md").read_text()
     stamp = next((results / "cells").iterdir()).stat().st_mtime_ns
-    # What the killed command had begun has ended with it: its folder may be begun anew.
     assert main(["sweep", "sweep.yaml", "--table", "page.md"]) == 1
     said = capfd.readouterr().out
     assert "3 cells, 1 finished before" in said
@@ -155,3 +155,16 @@ def test_an_interrupt_gives_the_cell_up(capfd: Capture) -> None:
     assert not list(stopped.glob("cells/*"))
     with Store(stopped).locked():
         pass
+
+
+def test_a_worker_ends_with_the_sweep(tmp_path: Path) -> None:
+    """However that ended: all that is left is the closed end of a pipe."""
+    settings = load_settings("base.yaml").model_dump(mode="json")
+    (tmp_path / SETTINGS).write_text(json.dumps(settings))
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "panovlm.sweep.worker", str(tmp_path)], stdin=subprocess.PIPE
+    )
+    assert worker.stdin is not None
+    worker.stdin.close()
+    assert worker.wait() == 1
+    assert [file.name for file in tmp_path.iterdir()] == [SETTINGS]

@@ -26,7 +26,7 @@ from panovlm.data.synthetic import write_scenes
 from panovlm.errors import DataError, PanoVLMError
 from panovlm.evaluation.answers import Answer
 from panovlm.evaluation.ledger import digest_of_questions
-from panovlm.evaluation.metrics import Score, Scores, is_correct, normalise
+from panovlm.evaluation.metrics import Score, Scores, accuracy, is_correct, normalise
 from panovlm.sweep.store import Outcome, Result
 
 SETTINGS = "settings.json"
@@ -75,6 +75,7 @@ def run_cell(settings: Settings) -> Result:
         prefix="cell",
         batch_size=settings.training.eval_batch_size,
         progress=False,
+        metrics={"accuracy": accuracy},
     )
     evaluated = time.monotonic()
     planned = plan(settings, ())
@@ -99,15 +100,15 @@ def _judged(answers: Sequence[Answer], scores: Scores) -> dict[str, Any]:
     if failed is not None:
         raise DataError(f"question {failed.question.sample_id} could not be asked: {failed.reason}")
     judged = [(answer, right) for answer in answers if (right := is_correct(answer)) is not None]
-    accuracy = scores.metrics["accuracy"].result
-    if not judged or not isinstance(accuracy, Score) or accuracy.interval is None:
+    share = scores.metrics["accuracy"].result
+    if not judged or not isinstance(share, Score) or share.interval is None:
         raise DataError("the test tables hold no question that has one right answer.")
     questions = [answer.question for answer, _ in judged]
     numbers = {image: n for n, image in enumerate(dict.fromkeys(q.image for q in questions))}
     expected = Counter(normalise(question.reference or "") for question in questions)
     return {
-        "accuracy": accuracy.value,
-        "interval": accuracy.interval,
+        "accuracy": share.value,
+        "interval": share.interval,
         "groups": scores.as_json()["accuracy_by"],
         "correct": "".join(str(int(right)) for _, right in judged),
         "panoramas": tuple(numbers[question.image] for question in questions),
