@@ -65,11 +65,12 @@ def run_cell(settings: Settings) -> Result:
     trained, cpu_after = time.monotonic(), _cpu_seconds()
     accelerated = settings.environment.accelerator != "cpu"
     model = PanoramaVLM.from_checkpoint(run_folder, device="auto" if accelerated else "cpu")
-    tables, base = default_tables(model)
+    asked = default_tables(model)
     found = run_evaluation(
         model,
-        tables=tables,
-        data_dir=base,
+        tables=asked.tables,
+        data_dir=asked.data_dir,
+        image_input=asked.image_input,
         generation=model.recipe.generation,
         folder=Path(settings.paths.eval_dir),
         prefix="cell",
@@ -125,7 +126,9 @@ def _cpu_seconds() -> float:
 
 def _end_with_parent() -> None:
     """Leave when the sweep does, however it ended: its end of the pipe is closed then."""
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock would be missed when the interpreter shuts down.
+    while os.read(0, 1):
+        pass
     os._exit(1)
 
 
