@@ -27,7 +27,9 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 
-def load_settings(path: str | FilePath, overrides: Sequence[str] = ()) -> Settings:
+def load_settings(
+    path: str | FilePath, overrides: Sequence[str] = (), *, origin: str = COMMAND_LINE
+) -> Settings:
     """Read an experiment.
 
     What an old configuration says and today's settings have no place for is logged as a warning.
@@ -35,13 +37,16 @@ def load_settings(path: str | FilePath, overrides: Sequence[str] = ()) -> Settin
     Args:
         path: ``.yaml`` or ``.yml`` file, in today's names or those of the original system.
         overrides: settings laid over the file, see :func:`apply_overrides`.
+        origin: where the overrides come from, for messages.
 
     Raises:
         ConfigError: one line per problem, with file, line and key.
     """
     raw, lines = load_mapping(path)
     translated = translate(raw, lines=lines)
-    merged, merged_lines, notes = _overridden(translated.mapping, translated.lines, overrides)
+    merged, merged_lines, notes = _overridden(
+        translated.mapping, translated.lines, overrides, origin
+    )
     settings = validate(Settings, merged, merged_lines)
     for note in (*translated.notes, *notes):
         _log.warning(note)
@@ -85,12 +90,15 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
 
 
 def _overridden(
-    mapping: Mapping[str, Any], lines: Lines, overrides: Sequence[str]
+    mapping: Mapping[str, Any],
+    lines: Lines,
+    overrides: Sequence[str],
+    origin: str = COMMAND_LINE,
 ) -> tuple[dict[str, Any], Lines, list[str]]:
     """Merge ``overrides``; return the result, where its keys were written, and notes."""
-    given = _tree(overrides)
+    given = _tree(overrides, origin)
     before = _block(mapping, "models").get("resampler_type", "mlp")
-    written = Lines(COMMAND_LINE, {path: (COMMAND_LINE, path) for path in _paths(given)})
+    written = Lines(origin, {path: (origin, path) for path in _paths(given)})
     above = translate(given, lines=written, resampler_type=before)
     after = _block(above.mapping, "models").get("resampler_type", before)
     base = dict(mapping)
@@ -99,7 +107,7 @@ def _overridden(
     return _merged(base, above.mapping), lines.under(above.lines), above.notes
 
 
-def _tree(overrides: Sequence[str]) -> dict[str, Any]:
+def _tree(overrides: Sequence[str], origin: str) -> dict[str, Any]:
     """Parse overrides into one nested mapping."""
     tree: dict[str, Any] = {}
     for text in overrides:
@@ -107,10 +115,10 @@ def _tree(overrides: Sequence[str]) -> dict[str, Any]:
         keys = name.strip().split(".")
         if not equals or not all(keys):
             raise ConfigError(
-                f"{COMMAND_LINE}: {text!r} is no override; write key=value, such as "
+                f"{origin}: {text!r} is no override; write key=value, such as "
                 "training.num_workers=4."
             )
-        parsed, _ = parse_yaml(value, f"{COMMAND_LINE}: {name.strip()}")
+        parsed, _ = parse_yaml(value, f"{origin}: {name.strip()}")
         for key in reversed(keys):
             parsed = {key: parsed}
         tree = _merged(tree, parsed)

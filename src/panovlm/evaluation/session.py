@@ -20,7 +20,7 @@ from panovlm.data.samples import read_tables
 from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer
 from panovlm.evaluation.ledger import Ledger, digest, digest_of_questions
-from panovlm.evaluation.metrics import Scores, score_answers
+from panovlm.evaluation.metrics import METRICS, Metric, Scores, score_answers
 from panovlm.evaluation.outputs import OutputPaths, output_paths, write_metrics, write_predictions
 from panovlm.evaluation.report import ConfigField, ReportData, gallery, write_report
 from panovlm.evaluation.run import evaluate, pictures_of, questions_of
@@ -117,6 +117,7 @@ def run_evaluation(
     max_samples: int | None = None,
     fresh: bool = False,
     progress: bool = True,
+    metrics: Mapping[str, Metric] = METRICS,
 ) -> Evaluation:
     """Ask a loaded model every question of some tables, score the answers, write the results.
 
@@ -134,6 +135,7 @@ def run_evaluation(
         max_samples: ask only the first so many.
         fresh: throw away answers of an interrupted evaluation.
         progress: show a bar.
+        metrics: what to compute.
 
     Raises:
         ConfigError: the model has no tokenizer.
@@ -178,7 +180,7 @@ def run_evaluation(
             f"first one: {answers[0].reason}. Correct the table, or name the base of its image "
             "paths with --data-dir."
         )
-    scores = score_answers(answers)
+    scores = score_answers(answers, metrics)
     paths = output_paths(folder, prefix, started)
     write_predictions(paths.predictions, answers)
     write_metrics(paths.metrics, scores.as_json(), answers)

@@ -16,6 +16,7 @@ from panovlm.evaluation.metrics.scores import Measurement, NotComputed, Result, 
 __all__ = [
     "METRICS",
     "Measurement",
+    "Metric",
     "NotComputed",
     "Result",
     "Score",
