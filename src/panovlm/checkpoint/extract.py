@@ -53,6 +53,7 @@ def extract_backbones(
         )
     if adapted:
         model.merge_adapters()
+    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as folder:
         tower = cast("PreTrainedModel", model.vision_backbone.encoder)
         _write(tower, folder / VISION, type(tower))

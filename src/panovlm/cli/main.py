@@ -25,7 +25,6 @@ COMMANDS = {
     "repair": "find the settings that make a checkpoint compute what it did when it was saved",
     "convert": "write a checkpoint in another format, checked tensor by tensor",
     "ask": "ask questions about a panorama",
-    "ask": "ask a question about a panorama",
     "sweep": "train and compare many settings of one experiment",
     "views": "draw what the model sees of a panorama",
     "doctor": "show what this machine offers, and whether it works",
