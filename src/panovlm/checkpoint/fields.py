@@ -31,6 +31,7 @@ TRAINING_ONLY = frozenset(
         "models.overlap_temperature",
         "models.overlap_dense_weight",
         "models.overlap_redundancy_weight",
+        "models.overlap_gather",
         "models.vicreg_projector_dim",
         "models.vicreg_projector_hidden",
         "models.vicreg_projector_depth",

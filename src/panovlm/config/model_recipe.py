@@ -128,6 +128,10 @@ class ModelSettings(StrictModel):
     """Share of single tokens in ``dense_cl``; the rest is that of whole overlaps."""
     overlap_redundancy_weight: float = Field(default=0.005, ge=0)
     """Weight of the correlations between channels in ``barlow_twins``."""
+    overlap_gather: bool | None = None
+    """Compute the overlap loss over the batches of all training processes together, as one process
+    would with the whole batch. Unset: all but ``vicreg``, which the original system computes in
+    every process by itself."""
 
     overlap_ratio: Fraction = 0.5
     """Fraction of a view's width that it shares with the next one, as the model uses it for

@@ -108,6 +108,7 @@ NOT_IN_THE_ORIGINAL = {
 AS_IN_THE_ORIGINAL = {
     "models.overlap_loss": "vicreg",
     "models.overlap_pairs": "columns",
+    "models.overlap_gather": None,  # not for its only loss
     "models.pe_type": "columns",
     "image_processing.rendering": "exact",
 }
