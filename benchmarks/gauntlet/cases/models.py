@@ -45,6 +45,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "DINOv2": {"tower": "dinov2"},
     "DINOv2, gated": {"tower": "dinov2, gated"},
     "DINOv2 with registers": {"tower": "dinov2, registers"},
+    "DINOv3": {"tower": "dinov3"},
+    "DINOv3, gated": {"tower": "dinov3, gated"},
     "Qwen2": {"language": "qwen2"},
     "Qwen3, untied": {"language": "qwen3, untied"},
     "Llama": {"language": "llama"},

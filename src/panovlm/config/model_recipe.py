@@ -264,6 +264,9 @@ class ImageProcessing(StrictModel):
     """Per channel; unset: as for ``image_mean``."""
 
 
+TargetPreset = Literal["attention", "mlp", "all-linear"]
+
+
 class LoRASettings(StrictModel):
     """Low-rank adapters on the language model, used in stage finetune."""
 
@@ -272,10 +275,13 @@ class LoRASettings(StrictModel):
     rank: int = Field(default=32, ge=1)
     """Inner width r of an adapter."""
     alpha: float = Field(default=64, gt=0)
-    """Numerator of an adapter's scale, alpha / rank."""
+    """Numerator of an adapter's scale, alpha / rank (rank-stabilised LoRA: alpha times the root of
+    the rank)."""
     dropout: Fraction = 0.1
     """Dropout before an adapter; training only."""
-    target_modules: tuple[str, ...] = (
+    use_dora: bool = False
+    """DoRA: adapters turn the rows of a weight, and a trained vector gives their lengths."""
+    target_modules: tuple[str, ...] | TargetPreset = (
         "q_proj",
         "k_proj",
         "v_proj",
@@ -284,7 +290,8 @@ class LoRASettings(StrictModel):
         "up_proj",
         "down_proj",
     )
-    """Names of the Linear layers that get an adapter."""
+    """Names of the Linear layers that get an adapter; or all those of ``attention``, of the ``mlp``
+    blocks, or ``all-linear`` but the output layer. A checkpoint records the names."""
 
 
 class Generation(StrictModel):

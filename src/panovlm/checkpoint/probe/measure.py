@@ -22,6 +22,7 @@ from panovlm.checkpoint.probe import patterns
 from panovlm.checkpoint.probe.patterns import sketch
 from panovlm.checkpoint.probe.record import Inputs, Measured, Part, Probe, Sketch, coarsest
 from panovlm.config.schema import ImageProcessing, Recipe
+from panovlm.models.attention import exact_attention
 from panovlm.models.language.chat import ChatFormat
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.pipeline import ViewPipeline
@@ -165,6 +166,7 @@ def undisturbed(model: nn.Module) -> Generator[None]:
             torch.random.fork_rng(devices=on_gpu),
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
+            exact_attention(model),
         ):
             yield
     finally:
