@@ -15,6 +15,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from panovlm.checkpoint.load import assemble
+from panovlm.checkpoint.probe.check import check_probe
+from panovlm.checkpoint.probe.measure import precisions
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import strip_metadata
 from panovlm.checkpoint.verify import verify
@@ -156,3 +159,32 @@ def test_attention(make_settings: Any, scenes: Path, tmp_path: Path, name: str) 
     folder = trained(make_settings, tmp_path, f"environment.attn_implementation={name}")
     model = loaded(folder, scenes)  # with its own attention, compared with the probe of training
     assert {one.config._attn_implementation for one in backbones(model)} == {"sdpa"}
+
+
+@pytest.mark.parametrize(
+    ("stitching", "strategy"),
+    [("sphere", "e2p_sphere"), ("drop_overlap", "anyres_e2p"), ("concat", "erp")],
+)
+def test_rotary_positions_on_the_loop(
+    make_settings: Any, scenes: Path, tmp_path: Path, stitching: str, strategy: str
+) -> None:
+    changes = [
+        "models.vision_rope=closed_yaw",
+        f"models.stitching_mode={stitching}",
+        f"image_processing.crop_strategy={strategy}",
+        "models.vision_config.patch_size=4",
+    ]
+    if strategy == "erp":
+        changes += [
+            f"models.vision_config={TOWERS['dinov3']}",
+            "image_processing.image_size=[16, 32]",
+        ]
+    folder = trained(make_settings, tmp_path, *changes)
+    model = loaded(folder, scenes)
+    assert model.recipe.models.vision_rope == "closed_yaw"
+    after = bare(folder, tmp_path / "bare")
+    assert "models.vision_rope" in after.assumed
+    # No shape shows it, but the probe does.
+    wrong = resolve(folder, {"models.vision_rope": "sequence"})
+    line = assemble(wrong)
+    assert list(check_probe(line, wrong, precisions(line)).differences) == ["language"]

@@ -92,6 +92,7 @@ ADDED = frozenset(
         "models.fusion_text_limit",
         "models.vision_token_fallback_ends",
         "models.pe_type",
+        "models.vision_rope",
         "models.resampler_config.cross_view",
         "image_processing.rendering",
     }

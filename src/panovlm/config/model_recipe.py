@@ -168,6 +168,10 @@ class ModelSettings(StrictModel):
     stitch_interp: Literal["nearest", "linear"] = "nearest"
     """Interpolation of the ``resample`` mode."""
 
+    vision_rope: Literal["sequence", "closed_yaw"] = "sequence"
+    """Rotary positions of the vision tokens in the language model: along the sequence like text, or
+    with every row bent to a ring, on which only the difference of yaw counts."""
+
     use_text_projection: bool = False
     """Linear on the text embeddings, applied in stage resampler only."""
     training_placeholder: bool = True

@@ -42,6 +42,11 @@ def use_attention(model: nn.Module, chosen: Attention, *, autocast: bool = False
             f"{OPTION} is '{FLASH}', but the package flash-attn is not installed. Install it with: "
             f"pip install flash-attn (it needs a CUDA GPU), or set {OPTION} to sdpa."
         )
+    if chosen == FLASH and cast(Any, model).vision_rope is not None:
+        raise ConfigError(
+            f"{OPTION} is '{FLASH}', which takes the positions of models.vision_rope closed_yaw "
+            f"for those of several texts in a row; set {OPTION} to sdpa."
+        )
     for backbone in backbones(model):
         name = type(backbone).__name__
         if chosen == FLASH and not autocast and backbone.dtype not in HALF:

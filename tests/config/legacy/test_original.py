@@ -111,6 +111,7 @@ AS_IN_THE_ORIGINAL = {
     "models.overlap_gather": None,  # not for its only loss
     "models.pe_type": "columns",
     "image_processing.rendering": "exact",
+    "models.vision_rope": "sequence",
     "lora.use_dora": False,
 }
 # Settings of what these values leave out.
