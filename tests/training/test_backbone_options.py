@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +24,7 @@ from panovlm.checkpoint.save import strip_metadata
 from panovlm.checkpoint.verify import verify
 from panovlm.config.model_recipe import TargetPreset
 from panovlm.config.schema import Attention
+from panovlm.evaluation.session import run_evaluation
 from panovlm.models.attention import FLASH, backbones
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.image import read_panorama
@@ -188,3 +190,38 @@ def test_rotary_positions_on_the_loop(
     wrong = resolve(folder, {"models.vision_rope": "sequence"})
     line = assemble(wrong)
     assert list(check_probe(line, wrong, precisions(line)).differences) == ["language"]
+
+
+def test_an_evaluation_turns_tokens_as_training_does(
+    make_settings: Any, scenes: Path, tmp_path: Path
+) -> None:
+    """Answers of a whole evaluation, against steps of the training forward pass one by one."""
+    changes = ("models.vision_rope=closed_yaw", "models.stitching_mode=sphere")
+    model = PanoramaVLM.from_checkpoint(trained(make_settings, tmp_path, *changes))
+    for parameter in model.language_model.parameters():  # so that places decide what is said
+        parameter.data.mul_(4)
+    generation = model.recipe.generation.model_copy(update={"max_new_tokens": 4})
+    found = run_evaluation(
+        model,
+        tables=[str(scenes / "test.csv")],
+        data_dir="",
+        generation=generation,
+        folder=tmp_path,
+        prefix="loop",
+        progress=False,
+    )
+    chat, rope = model.chat(), model.vision_rope
+    said: dict[bool, list[str]] = {True: [], False: []}
+    for answer, bent in product(found.answers, said):
+        panorama = read_panorama(Path(answer.question.image))
+        pixels = torch.from_numpy(ViewPipeline(model.recipe.image_processing)(panorama))[None]
+        ids = torch.tensor([chat.prompt(answer.question.text)])
+        prompt = ids.shape[1]
+        model.vision_rope = rope if bent else None
+        with torch.no_grad():
+            for _ in range(4):
+                new = model(pixels, ids).logits[:, -1].argmax(-1, keepdim=True)
+                ids = torch.cat((ids, new), dim=1)
+        said[bent].append(chat.decode_answer(ids[0, prompt:].tolist()))
+    assert [answer.prediction for answer in found.answers] == said[True]
+    assert said[False] != said[True]

@@ -60,8 +60,9 @@ class VisionRope:
                 f"models.vision_rope is closed_yaw, but {type(language_model).__name__} has no "
                 "rotary positions; set it to sequence."
             )
+        self._unchecked = list(modules)
         for module in modules:
-            _check(module)
+            self._check_once(module)
             module.register_forward_pre_hook(self._take_numbers, with_kwargs=True)
             module.register_forward_hook(self._turn, with_kwargs=True)
 
@@ -100,6 +101,13 @@ class VisionRope:
         self._places = self._known[count]
         return base | ((numbers - self._places.front).clamp(min=0) << BITS)
 
+    def _check_once(self, module: nn.Module) -> None:
+        """Check a rotary embedding as soon as its frequencies have values."""
+        ready = not any(buffer.is_meta for buffer in module.buffers(recurse=False))
+        if ready and any(module is one for one in self._unchecked):
+            _check(module)
+            self._unchecked = [one for one in self._unchecked if one is not module]
+
     def _take_numbers(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -119,6 +127,7 @@ class VisionRope:
         if numbers is None or places is None or not bool(numbers.any()):
             return output
         cos, sin = cast("tuple[Tensor, Tensor]", output)
+        self._check_once(module)
         kinds = _kinds(module)
         kind = kinds[0] if len(kinds) == 1 else kwargs.get("layer_type", args[-1])
         frequencies, scale = _frequencies(module, kind)
@@ -160,12 +169,10 @@ def _check(module: nn.Module) -> None:
     """
     for kind in _kinds(module):
         frequencies, scale = _frequencies(module, kind)
-        if frequencies.is_meta:
-            continue
         ids = torch.tensor([[3]], device=frequencies.device)
         given = (torch.zeros(1, device=frequencies.device), ids, *([kind] if kind else []))
         try:
-            cos, _ = module(*given)
+            cos, _ = module.forward(*given)
         except (TypeError, IndexError, RuntimeError) as error:
             raise _unusual(module) from error
         expected = torch.cat((3 * frequencies, 3 * frequencies)).cos() * scale
