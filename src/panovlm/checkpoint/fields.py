@@ -95,6 +95,7 @@ ADDED = frozenset(
         "models.vision_rope",
         "models.resampler_config.cross_view",
         "image_processing.rendering",
+        "lora.use_dora",
     }
 )
 """Fields that documents of the present schema version had not from the beginning."""
