@@ -47,6 +47,14 @@ TOWERS: Mapping[str, Mapping[str, Any]] = {
     "dinov2": {"model_type": "dinov2", **DINO},
     "dinov2, gated": {"model_type": "dinov2", **DINO, "use_swiglu_ffn": True},
     "dinov2, registers": {"model_type": "dinov2_with_registers", **DINO, "num_register_tokens": 2},
+    "dinov3": {"model_type": "dinov3_vit", **VIT, "num_register_tokens": 2},
+    "dinov3, gated": {
+        "model_type": "dinov3_vit",
+        **VIT,
+        "num_register_tokens": 2,
+        "use_gated_mlp": True,
+        "hidden_act": "silu",
+    },
 }
 TEXT = {
     "hidden_size": 24,

@@ -181,11 +181,38 @@ class TestBesideAPlainCheckpoint:
         expected = logits(model.language_model)
         assert_close(logits(load(run(model)).language_model), expected, rtol=0, atol=2e-5)
 
+    @pytest.mark.parametrize("merged", [False, True])
+    def test_dora(self, merged, fresh, run):
+        """PEFT's own file names the vector of lengths without a leaf."""
+        model = fresh(use_dora=True)
+        expected = logits(model.language_model)
+        with model.language_model.disable_adapter():
+            assert (logits(model.language_model) - expected).abs().max() > 1e-2
+        path = run(model, merged=merged)
+        loaded = load(path)
+        assert_close(logits(loaded.language_model), expected, rtol=0, atol=2e-5)
+        assert loaded.recipe.lora.use_lora is not merged
+        if not merged:
+            assert loaded.recipe.lora.use_dora
+            config = path.parent / "lora_weights" / "adapter_config.json"
+            raw = json.loads(config.read_text())
+            config.write_text(json.dumps({n: v for n, v in raw.items() if n != "use_dora"}))
+            assert "lora_magnitude_vector" in resolve(path).sources["use_dora"].detail
+
+    @pytest.mark.parametrize("said", [True, False])
+    def test_a_document_that_says_the_other_kind(self, said, fresh, run, tmp_path):
+        path = run(fresh(use_dora=not said))
+        config = tmp_path / "lora_weights" / "adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": said}))
+        with pytest.raises(ContradictionError, match="use_dora"):
+            load(path)
+        assert load(path, prefer="weights").recipe.lora.use_dora is not said
+
     @pytest.mark.parametrize(
         ("change", "told"),
         [
             ({"bias": "all"}, "bias='all'"),
-            ({"use_dora": True}, "use_dora"),
+            ({"lora_bias": True}, "lora_bias"),
             ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
             ({"peft_type": "IA3"}, "IA3"),
         ],

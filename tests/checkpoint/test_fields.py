@@ -118,6 +118,8 @@ def test_only_what_is_given_is_stated():
         "lora.alpha": 3.0,
         # Documents from before these fields were computed with as their defaults say.
         "models.fusion_text_limit": None,
+        "models.vision_rope": "sequence",
+        "lora.use_dora": False,
         "models.vision_token_fallback_ends": "text",
         "image_processing.rendering": "exact",
     }

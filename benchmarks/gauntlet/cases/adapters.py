@@ -191,7 +191,22 @@ CASES: dict[str, tuple[Callable[[Stock, Path], Made], bool]] = {
     "half of them": (beside(change=keep(lambda n: "layers.1" not in n), answered=False), False),
     "only one of each pair": (beside(change=keep(lambda n: "lora_B" in n), answered=False), False),
     "without effect (A is zero)": (beside(change=dead, answered=False), False),
-    "of another kind (DoRA)": (beside(change=reconfigure(use_dora=True), answered=False), False),
+    "DoRA": (beside(lora={"use_dora": True}), True),
+    "DoRA, merged into the weights already": (beside(lora={"use_dora": True}, merged=True), True),
+    "DoRA without its lengths": (
+        beside(
+            lora={"use_dora": True}, change=keep(lambda n: "magnitude" not in n), answered=False
+        ),
+        False,
+    ),
+    "LoRA that says it were DoRA": (
+        beside(change=reconfigure(use_dora=True), answered=False),
+        False,
+    ),
+    "of another kind (a bias of its own)": (
+        beside(change=reconfigure(lora_bias=True), answered=False),
+        False,
+    ),
     "a folder without their weights": (
         beside(change=lambda folder: (folder / WEIGHTS).unlink(), answered=False),
         False,

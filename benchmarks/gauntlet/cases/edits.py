@@ -48,12 +48,14 @@ INVISIBLE: dict[str, tuple[str, Any]] = {
     "base of the positions": ("models.pe_temperature", 100.0),
     "continuity of the positions": ("models.pe_enable_continuity", False),
     "stitching": ("models.stitching_mode", "concat"),
+    "rotary positions": ("models.vision_rope", "closed_yaw"),
     "system message": ("system_messages.default", "blue cube"),
 }
 ADAPTED: dict[str, tuple[str, Any]] = {
     "LoRA alpha": ("lora.alpha", 6.0),
     "LoRA switched off": ("lora.use_lora", False),
     "LoRA rank": ("lora.rank", 8),
+    "DoRA instead of LoRA": ("lora.use_dora", True),
 }
 
 

@@ -45,6 +45,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "DINOv2": {"tower": "dinov2"},
     "DINOv2, gated": {"tower": "dinov2, gated"},
     "DINOv2 with registers": {"tower": "dinov2, registers"},
+    "DINOv3": {"tower": "dinov3"},
+    "DINOv3, gated": {"tower": "dinov3, gated"},
     "Qwen2": {"language": "qwen2"},
     "Qwen3, untied": {"language": "qwen3, untied"},
     "Llama": {"language": "llama"},
@@ -68,6 +70,7 @@ REST: dict[str, dict[str, Any]] = {
         "pe_enable_continuity": False,
     },
     "stitching concat": {"stitching_mode": "concat"},
+    "rotary positions on the loop": {"vision_rope": "closed_yaw"},
     "stitching resample, linear": {"stitching_mode": "resample", "stitch_interp": "linear"},
     "vision tokens at the end": {"vision_token_fallback_position": "suffix"},
     "sliding window": {"image": {"crop_strategy": "sliding_window"}},
@@ -82,6 +85,7 @@ REST: dict[str, dict[str, Any]] = {
     "LoRA, two kinds of layers": {
         "lora": {"rank": 2, "alpha": 5.0, "target_modules": ["q_proj", "up_proj"]}
     },
+    "DoRA": {"lora": {"rank": 3, "use_dora": True}},
     "bfloat16": {"dtype": torch.bfloat16},
     "float16": {"dtype": torch.float16},
 }

@@ -18,17 +18,17 @@ PEFT_DEFAULTS: Mapping[str, Any] = {"lora_alpha": 8, "lora_dropout": 0.0}
 
 _PLAIN: Mapping[str, Any] = {
     "bias": "none",
-    "use_dora": False,
     "lora_bias": False,
     "fan_in_fan_out": False,
     "alpha_pattern": {},
     "rank_pattern": {},
 }
-"""Fields with the one value under which adapters are plain LoRA."""
+"""Fields with the one value under which adapters are LoRA or DoRA as they are read here."""
 _FIELDS = {
     "r": "rank",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout",
+    "use_dora": "use_dora",
     "target_modules": "target_modules",
 }
 
@@ -37,7 +37,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Return the contents of a folder's ``adapter_config.json``, empty where there is none.
 
     Raises:
-        CheckpointError: it is no JSON, or describes another kind of adapters than plain LoRA.
+        CheckpointError: it is no JSON, or describes another kind of adapters than LoRA or DoRA.
     """
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
@@ -48,8 +48,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if kind.upper() != "LORA" or odd:
         raise CheckpointError(
             f"{path} describes adapters that are not read here "
-            f"({', '.join(odd) if kind.upper() == 'LORA' else kind}); LoRA on Linear layers with "
-            "one rank and one alpha is. Merge them into the language model with PEFT "
+            f"({', '.join(odd) if kind.upper() == 'LORA' else kind}); LoRA and DoRA on Linear "
+            "layers with one rank and one alpha are. Merge them into the language model with PEFT "
             "(merge_and_unload) and save the checkpoint anew."
         )
     return raw

@@ -26,7 +26,7 @@ from panovlm.checkpoint.keys import LANGUAGE_MODEL
 from panovlm.checkpoint.locate import ADAPTER_FILES, Location
 from panovlm.config.model_recipe import Layout
 from panovlm.errors import CheckpointError
-from panovlm.models.language.adapters import strip_lora_name
+from panovlm.models.language.adapters import ADAPTER_PARTS, strip_lora_name
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def find_adapters(
     inside = [n.removeprefix(LANGUAGE_MODEL) for n in keys.files if n.startswith(LANGUAGE_MODEL)]
     stripped = [strip_lora_name(name) for name in inside]
     folder, file = location.adapters, location.checkpoint
-    if any(name.part in ("lora_A", "lora_B") for name in stripped):
+    if any(name.part in ADAPTER_PARTS for name in stripped):
         return None, [f"{folder.name}/ is not used: the file has adapters"] if folder else []
     marked = any(name.part == "base_layer" for name in stripped)
     if folder is None or stated is False:

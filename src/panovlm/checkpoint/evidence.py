@@ -12,7 +12,7 @@ from panovlm.checkpoint.formats import load_tensors
 from panovlm.checkpoint.keymap import KeyMap
 from panovlm.checkpoint.keys import LANGUAGE_MODEL
 from panovlm.checkpoint.locate import WHOLE_MODELS
-from panovlm.models.language.adapters import strip_lora_name
+from panovlm.models.language.adapters import ADAPTER_PARTS, strip_lora_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,13 +33,18 @@ class Verdict(Enum):
 
 
 class _Change(NamedTuple):
-    """The two matrices of an adapted layer."""
+    """What is adapted about a layer: two matrices, and with DoRA the lengths of the rows."""
 
     down: Tensor
     up: Tensor
+    lengths: Tensor | None
 
-    def times(self, scale: float) -> Tensor:
-        return scale * (self.up.float() @ self.down.float())
+    def put_on(self, weight: Tensor, scale: float) -> Tensor:
+        """Return the weight ``[out, in]`` as it is after merging, in float32."""
+        merged = weight.float() + scale * (self.up.float() @ self.down.float())
+        if self.lengths is None:
+            return merged
+        return merged * (self.lengths.float() / merged.norm(dim=1))[:, None]
 
 
 def compare(
@@ -69,27 +74,28 @@ def compare(
         stored, original = keys.files.get(LANGUAGE_MODEL + name), before.get(name)
         if stored is None or original is None or original.shape != now[stored].shape:
             return Verdict.UNDECIDED
-        verdicts.add(_verdict(now[stored], original, changes[name].times(scale)))
+        merged = changes[name].put_on(original, scale)
+        verdicts.add(_verdict(now[stored], original, merged))
     return verdicts.pop() if len(verdicts) == 1 else Verdict.UNDECIDED
 
 
 def _changes(part: Part) -> dict[str, _Change]:
-    """Return the adapter's matrices by the name of the weight that they change."""
+    """Return the adapter's tensors by the name of the weight that they change."""
     tensors = load_tensors(part.path)
     pairs: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for stored in part.names.values():
         name = strip_lora_name(stored)
-        if name.part in ("lora_A", "lora_B"):
+        if name.part in ADAPTER_PARTS:
             pairs[f"{name.module}.weight"][name.part] = tensors[stored]
     return {
-        name: _Change(pair["lora_A"], pair["lora_B"])
-        for name, pair in pairs.items()
-        if len(pair) == 2
+        name: _Change(parts["lora_A"], parts["lora_B"], parts.get("lora_magnitude_vector"))
+        for name, parts in pairs.items()
+        if parts.keys() >= {"lora_A", "lora_B"}
     }
 
 
-def _verdict(now: Tensor, before: Tensor, change: Tensor) -> Verdict:
-    """Tell whether a weight is the one before the change, the one after, or neither.
+def _verdict(now: Tensor, before: Tensor, merged: Tensor) -> Verdict:
+    """Tell whether a weight is the one before merging, the one after, or neither.
 
     The one before must be met bit by bit. The one after was rounded where it was computed, in the
     coarser of the two types.
@@ -99,7 +105,7 @@ def _verdict(now: Tensor, before: Tensor, change: Tensor) -> Verdict:
     if torch.equal(now, before.to(now.dtype)):
         return Verdict.APART
     rounding = max(torch.finfo(kind).eps for kind in (now.dtype, before.dtype))
-    merged = before.float() + change
+    change = merged - before.float()
     tolerance = 2 * rounding * (before.float().abs() + change.abs())
     close = (now.float() - merged).abs() <= tolerance
     return Verdict.MERGED if bool(close.all()) else Verdict.UNDECIDED

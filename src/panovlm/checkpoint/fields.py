@@ -31,6 +31,7 @@ TRAINING_ONLY = frozenset(
         "models.overlap_temperature",
         "models.overlap_dense_weight",
         "models.overlap_redundancy_weight",
+        "models.overlap_gather",
         "models.vicreg_projector_dim",
         "models.vicreg_projector_hidden",
         "models.vicreg_projector_depth",
@@ -91,8 +92,10 @@ ADDED = frozenset(
         "models.fusion_text_limit",
         "models.vision_token_fallback_ends",
         "models.pe_type",
+        "models.vision_rope",
         "models.resampler_config.cross_view",
         "image_processing.rendering",
+        "lora.use_dora",
     }
 )
 """Fields that documents of the present schema version had not from the beginning."""

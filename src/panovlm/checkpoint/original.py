@@ -28,6 +28,7 @@ CERTAIN = frozenset(
         f"{RESAMPLER}.num_attention_heads",
         "models.global_view",
         "models.pe_type",
+        "models.vision_rope",
         "models.training_placeholder",
         "models.vision_token_fallback_ends",
     }

@@ -87,8 +87,12 @@ def settle_image_size(settling: Settling) -> None:
     tower = settling.values.get(VISION) or {}
     observed = settling.inferred.fields.get(f"{VISION}.image_size")
     if tower.get("image_size"):
+        guessed = f"{VISION}.image_size" in settling.assumed
         detail = f"the tower's own ({settling.sources[VISION].detail})"
-        settling.set(IMAGE_SIZE, tower["image_size"], Source("weights", detail))
+        source = Source("weights", detail)
+        if guessed:  # of rotary positions, where no table shows it
+            source = Source("default", "usual value of this family of towers")
+        settling.set(IMAGE_SIZE, tower["image_size"], source, assumed=guessed)
     elif observed:
         detail = f"the tower's own ({observed.evidence})"
         settling.set(IMAGE_SIZE, observed.value, Source("weights", detail))

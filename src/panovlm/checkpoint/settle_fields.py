@@ -6,7 +6,7 @@ The backbones' configurations are decided in :mod:`panovlm.checkpoint.settle_bac
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from panovlm.checkpoint.adapter_config import assumed_alpha
 from panovlm.checkpoint.backbones import vision_part
@@ -26,6 +26,7 @@ from panovlm.checkpoint.shapes import Observed
 from panovlm.checkpoint.sources import Claims
 from panovlm.config.fields import canonical_type
 from panovlm.config.legacy import ORIGINAL_DEFAULTS
+from panovlm.config.model_recipe import TargetPreset
 from panovlm.errors import CheckpointError
 
 TYPE = "models.resampler_type"
@@ -95,8 +96,9 @@ def _settle_field(settling: Settling, name: str, default: Any) -> None:
         value = settling.contradict(name, value, claim.origin, observed)
         if settling.preferred(name) == "weights":
             source = Source("weights", observed.evidence)
-    elif observed is not None and name == TARGETS and set(value) != set(observed.value):
-        value = observed.value
+    elif observed is not None and name == TARGETS:
+        same = not isinstance(value, str) and set(value) == set(observed.value)
+        value = value if same else observed.value
     settling.set(name, value, source, assumed=observed is None and name in claim.assumed)
 
 
@@ -129,6 +131,8 @@ def _agrees(inferred: Inferred, name: str, claimed: Any, observed: Observed) -> 
     if name == TYPE:
         return canonical_type(claimed) == observed.value
     if name == TARGETS:
+        if isinstance(claimed, str):  # a preset; the weights show which layers it met
+            return claimed in get_args(TargetPreset)
         # A target that names no layer of this language model was never adapted.
         return {str(target).rpartition(".")[2] for target in claimed} >= set(observed.value)
     return bool(plain(claimed) == plain(observed.value))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from panovlm.checkpoint.describe import remarks
 from panovlm.cli.options import (
+    add_attention_option,
     add_device_options,
     add_input_option,
     add_loading_options,
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_loading_options(parser)
     add_device_options(parser)
     add_probe_option(parser)
+    add_attention_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     quiet()
     from panovlm.config.image_input import PLAIN
     from panovlm.evaluation.run import generation_arguments
+    from panovlm.models.attention import use_attention
     from panovlm.models.model import PanoramaVLM
     from panovlm.panorama.image import check_panorama, read_panorama
     from panovlm.panorama.picture import Picture
@@ -53,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
         weights=options.weights,
         probe=options.probe,
     )
+    use_attention(model, options.attn_implementation)
     assert model.resolution is not None
     for line in remarks(model.resolution):
         print(line, file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from panovlm.checkpoint.describe import remarks
 from panovlm.checkpoint.locate import locate
 from panovlm.cli.options import (
+    add_attention_option,
     add_device_options,
     add_input_option,
     add_loading_options,
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_loading_options(parser)
     add_device_options(parser)
     add_probe_option(parser)
+    add_attention_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -85,6 +87,7 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
     locate(path)  # a wrong name is told at once, before torch is imported
     quiet()
     from panovlm.evaluation.session import run_evaluation
+    from panovlm.models.attention import use_attention
     from panovlm.models.model import PanoramaVLM
 
     model = PanoramaVLM.from_checkpoint(
@@ -97,6 +100,7 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
         weights=options.weights,
         probe=options.probe,
     )
+    use_attention(model, options.attn_implementation)
     resolution = model.resolution
     assert resolution is not None
     print(f"checkpoint: {resolution.path} ({resolution.location.why})")

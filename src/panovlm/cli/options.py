@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from panovlm.config.image_input import ImageInput
 
 DTYPES = ("float32", "bfloat16", "float16")
+ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -79,6 +80,16 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--strict", action="store_true", help="refuse settings that would have to be assumed"
+    )
+
+
+def add_attention_option(parser: argparse.ArgumentParser) -> None:
+    """Add how a model that answers computes its attention."""
+    parser.add_argument(
+        "--attn-implementation",
+        choices=ATTENTIONS,
+        default="auto",
+        help="attention of tower and language model; default: what transformers takes",
     )
 
 

@@ -128,6 +128,10 @@ class ModelSettings(StrictModel):
     """Share of single tokens in ``dense_cl``; the rest is that of whole overlaps."""
     overlap_redundancy_weight: float = Field(default=0.005, ge=0)
     """Weight of the correlations between channels in ``barlow_twins``."""
+    overlap_gather: bool | None = None
+    """Compute the overlap loss over the batches of all training processes together, as one process
+    would with the whole batch. Unset: all but ``vicreg``, which the original system computes in
+    every process by itself."""
 
     overlap_ratio: Fraction = 0.5
     """Fraction of a view's width that it shares with the next one, as the model uses it for
@@ -163,6 +167,10 @@ class ModelSettings(StrictModel):
     """In the ``resample`` mode: as many columns as one view has."""
     stitch_interp: Literal["nearest", "linear"] = "nearest"
     """Interpolation of the ``resample`` mode."""
+
+    vision_rope: Literal["sequence", "closed_yaw"] = "sequence"
+    """Rotary positions of the vision tokens in the language model: along the sequence like text, or
+    with every row bent to a ring, on which only the difference of yaw counts."""
 
     use_text_projection: bool = False
     """Linear on the text embeddings, applied in stage resampler only."""
@@ -260,6 +268,9 @@ class ImageProcessing(StrictModel):
     """Per channel; unset: as for ``image_mean``."""
 
 
+TargetPreset = Literal["attention", "mlp", "all-linear"]
+
+
 class LoRASettings(StrictModel):
     """Low-rank adapters on the language model, used in stage finetune."""
 
@@ -268,10 +279,13 @@ class LoRASettings(StrictModel):
     rank: int = Field(default=32, ge=1)
     """Inner width r of an adapter."""
     alpha: float = Field(default=64, gt=0)
-    """Numerator of an adapter's scale, alpha / rank."""
+    """Numerator of an adapter's scale, alpha / rank (rank-stabilised LoRA: alpha times the root of
+    the rank)."""
     dropout: Fraction = 0.1
     """Dropout before an adapter; training only."""
-    target_modules: tuple[str, ...] = (
+    use_dora: bool = False
+    """DoRA: adapters turn the rows of a weight, and a trained vector gives their lengths."""
+    target_modules: tuple[str, ...] | TargetPreset = (
         "q_proj",
         "k_proj",
         "v_proj",
@@ -280,7 +294,8 @@ class LoRASettings(StrictModel):
         "up_proj",
         "down_proj",
     )
-    """Names of the Linear layers that get an adapter."""
+    """Names of the Linear layers that get an adapter; or all those of ``attention``, of the ``mlp``
+    blocks, or ``all-linear`` but the output layer. A checkpoint records the names."""
 
 
 class Generation(StrictModel):

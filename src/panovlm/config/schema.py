@@ -38,6 +38,7 @@ __all__ = [
     "RESAMPLER_CONFIGS",
     "STAGES",
     "STAGE_ALIASES",
+    "Attention",
     "CropStrategy",
     "Data",
     "Environment",
@@ -73,6 +74,9 @@ class Experiment(StrictModel):
     """For people; nothing reads it."""
 
 
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+
+
 class Environment(StrictModel):
     """Machine and reproducibility."""
 
@@ -91,6 +95,10 @@ class Environment(StrictModel):
     scan_backend: Literal["auto", "torch", "numba"] = "auto"
     """What computes Mamba's selective scan, to the same numbers. ``numba``: compiled loops on the
     CPU (extra ``fast``); ``auto``: these for large scans where installed, else torch."""
+    attn_implementation: Attention = "auto"
+    """How tower and language model compute attention: torch's fused one, step by step, or that of
+    the package flash-attn (CUDA, bfloat16 or float16); ``auto``: what transformers takes for the
+    model. No checkpoint records it."""
 
 
 class Trainable(StrictModel):

@@ -20,7 +20,7 @@ from panovlm.errors import AssumedSettingsWarning, CheckpointError, ConfigError
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language import shared_prefix
 from panovlm.models.language.chat import ChatFormat
-from panovlm.models.language.lora import attach_lora, merge_lora
+from panovlm.models.language.lora import attach_lora, check_targets, merge_lora
 from panovlm.models.language.tokenizer import vision_token_id
 from panovlm.models.network import PanoramaNetwork
 from panovlm.panorama.pipeline import ViewPipeline
@@ -169,8 +169,6 @@ class PanoramaVLM(PanoramaNetwork):
     def add_adapters(self, settings: LoRASettings) -> None:
         """Attach fresh low-rank adapters to the language model and record them in the recipe."""
         self._attach(settings)
-        lora = settings.model_copy(update={"use_lora": True})
-        self.set_recipe(self.recipe.model_copy(update={"lora": lora.model_dump()}))
 
     def merge_adapters(self) -> None:
         """Add the adapters into the language model's weights, and say so in the recipe.
@@ -184,9 +182,12 @@ class PanoramaVLM(PanoramaNetwork):
         self.set_recipe(self.recipe.model_copy(update={"lora": lora.model_dump()}))
 
     def _attach(self, settings: LoRASettings) -> None:
+        targets = check_targets(self.language_model, settings)
         self.language_model = attach_lora(cast(PreTrainedModel, self.language_model), settings)
         # The wrapper moves tied weights to other names.
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        lora = settings.model_copy(update={"use_lora": True, "target_modules": targets})
+        self.set_recipe(self.recipe.model_copy(update={"lora": lora.model_dump()}))
 
     def set_recipe(self, recipe: Recipe) -> None:
         """Replace the recipe where it has no bearing on the modules that are already built."""

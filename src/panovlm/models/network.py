@@ -18,6 +18,7 @@ from panovlm.errors import ConfigError
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.fusion import fuse_vision
+from panovlm.models.language.rotary import VisionRope
 from panovlm.models.language.segments import segment_mask, segment_positions
 from panovlm.models.self_description import SelfDescribingModel
 from panovlm.models.vision.backbone import VisionBackbone
@@ -76,6 +77,8 @@ class PanoramaNetwork(SelfDescribingModel):
             leading_global=self.leading_global,
             directions=self.directions,
         )
+        closed = models.vision_rope == "closed_yaw"
+        self.vision_rope = VisionRope(self.language_model) if closed else None
         self.text_projection = nn.Linear(width, width) if models.use_text_projection else None
         if models.layout != "original":
             # Present in every checkpoint of this family, so that a file that lost its metadata
@@ -157,6 +160,8 @@ class PanoramaNetwork(SelfDescribingModel):
         """Return what the language model reads, ``[B, T, Dm]``, of views ``[B, V, 3, h, w]``."""
         tokens, grid = self.resampled(pixel_values)
         num_views = _as_views(pixel_values).shape[1]
+        if self.vision_rope is not None:
+            self.vision_rope.know(self.projector.places(num_views, tokens.shape[1], grid))
         return self.projector(_in_dtype_of(self.projector, tokens), num_views, grid)
 
     # ------------------------------------------------------------------ language
@@ -236,7 +241,7 @@ class PanoramaNetwork(SelfDescribingModel):
 
         Returns:
             ``inputs_embeds``, ``attention_mask`` and, when given, ``labels``; with ``segments``
-            also ``position_ids``.
+            also ``position_ids``, as with ``vision_rope`` closed_yaw.
         """
         models = self.recipe.models
         if attention_mask is None:
@@ -272,6 +277,10 @@ class PanoramaNetwork(SelfDescribingModel):
         if fused.segments is not None:
             inputs["attention_mask"] = segment_mask(fused.segments, fused.inputs_embeds.dtype)
             inputs["position_ids"] = segment_positions(fused.segments)
+        if self.vision_rope is not None and fused.numbers is not None:
+            base = inputs.get("position_ids", (fused.attention_mask.cumsum(1) - 1).clamp(min=0))
+            count = vision_tokens.shape[1]
+            inputs["position_ids"] = self.vision_rope.positions(base, fused.numbers, count)
         return inputs
 
 

@@ -27,14 +27,15 @@ class ItemMean:
     def __init__(self, batches: int, scale: int) -> None:
         self.batches = batches
         self.scale = scale
-        self._items = 0
+        self._items = 0.0
 
-    def weigh(self, loss: Tensor, items: int) -> Tensor:
+    def weigh(self, loss: Tensor, items: float) -> Tensor:
         """Return a batch's loss as it shall be differentiated.
 
         Args:
             loss: mean over the items of the batch.
-            items: how many there are.
+            items: how many there are. Where the loss is one over the batches of all processes,
+                every process gives their mean number.
         """
         if not self._matters():
             return loss
@@ -56,7 +57,7 @@ class ItemMean:
                 "of several batches cannot be weighed; choose auto or ddp, or train on one device "
                 "with accumulate_grad_batches 1."
             )
-        total = torch.tensor(float(self._items), device=gradients[0].device)
+        total = torch.tensor(self._items, device=gradients[0].device)
         processes = 1
         if _is_distributed():
             distributed.all_reduce(total)
@@ -64,7 +65,7 @@ class ItemMean:
         factor = self.batches * processes * self.scale / total
         for gradient in gradients:
             gradient.mul_(factor)
-        self._items = 0
+        self._items = 0.0
 
     def _matters(self) -> bool:
         """Tell whether a step has more than one batch."""

@@ -23,6 +23,7 @@ from panovlm.models.model import PanoramaVLM
 from panovlm.training.accumulation import ItemMean
 from panovlm.training.freeze import rest_frozen
 from panovlm.training.losses import OverlapTokens, overlap_loss, overlap_statistics
+from panovlm.training.losses.processes import gather_samples, gathers, mean_items
 from panovlm.training.optimizer import build_optimizer, build_scheduler
 
 Batch = dict[str, Any]
@@ -80,7 +81,10 @@ class StageModule(lightning.LightningModule):
                 "environment.precision to 32-true; continue from last.ckpt with --resume."
             )
         self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=False)
-        return self._mean.weigh(loss, self._items(batch))
+        items: float = self._items(batch)
+        if self.stage == "vision" and gathers(self.model.recipe.models):
+            items = mean_items(len(batch["source"]), loss.device)
+        return self._mean.weigh(loss, items)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the added gradients those of one mean; clipping comes after this."""
@@ -126,6 +130,8 @@ class StageModule(lightning.LightningModule):
         if self.model.vicreg_projector is not None:
             features = self.model.vicreg_projector(features)
         models = self.model.recipe.models
+        if gathers(models):
+            features = gather_samples(features)
         tokens = OverlapTokens(
             features,
             num_views=pixel_values.shape[1],

@@ -9,6 +9,7 @@ from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipe as resampler_recipe
 from panovlm.panorama.shots import View
 from panovlm.panorama.sphere import SphereViews
+from panovlm.training.stage import training_processes
 
 LARGE = 1024
 """Pixels of the shorter side of views that are compared."""
@@ -73,7 +74,9 @@ def check_batch(settings: Settings) -> None:
         ConfigError: it does.
     """
     batch = settings.training.stage_configs["vision"].batch_size
-    if settings.models.overlap_loss == "dense_cl" and batch < 2:
+    if settings.models.overlap_loss != "dense_cl" or batch > 1:
+        return
+    if settings.models.overlap_gather is False or training_processes(settings) < 2:
         raise ConfigError(
             "models.overlap_loss dense_cl tells panoramas of a batch from each other, but "
             f"training.stage_configs.vision.batch_size is {batch}; use 2 or more."

@@ -29,6 +29,7 @@ from panovlm.training.reload_check import check_before
 from panovlm.training.resume import check_unchanged
 from panovlm.training.rundir import BEST, LAST, experiment_name, move_aside, stage_folder
 from panovlm.training.stage import (
+    check_attention,
     describer,
     optimizer_steps,
     stage_data,
@@ -117,6 +118,7 @@ class _Run:
             check_overlap(settings)
             check_batch(settings)
         backends.use(settings.environment.scan_backend)
+        check_attention(settings)
         self.processes = training_processes(settings)
         if settings.data.synthetic is not None:
             with self.console.status("writing synthetic scenes"):

@@ -26,6 +26,7 @@ from panovlm.data.samples import one_per_image
 from panovlm.data.turns import all_turned
 from panovlm.errors import ConfigError, MissingDependencyError
 from panovlm.models.assemble import new_model
+from panovlm.models.attention import FLASH, use_attention
 from panovlm.models.language.chat import resolve_max_length
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.pipeline import ViewPipeline
@@ -77,6 +78,7 @@ def stage_model(
     freeze(model, trainable_parts(name, stage))
     if settings.environment.precision != "bf16-true":
         widen(model)
+    use_attention(model, settings.environment.attn_implementation, autocast=True)
     return model.train()
 
 
@@ -126,6 +128,29 @@ def stage_data(
     )
     data.setup("fit")
     return data
+
+
+def check_attention(settings: Settings) -> None:
+    """Refuse flash attention where it cannot compute what a stage asks for.
+
+    Raises:
+        ConfigError: training is in single precision, or shares views among questions, which needs
+            a mask that flash attention does not take.
+    """
+    if settings.environment.attn_implementation != FLASH:
+        return
+    if _precision(settings) == "32-true":
+        raise ConfigError(
+            f"environment.attn_implementation {FLASH} computes in half precision only; set "
+            "environment.precision to bf16-mixed on a CUDA GPU, or the attention to sdpa."
+        )
+    for name, stage in settings.training.stage_configs.items():
+        if stage.questions_per_sample > 1 and name != "vision":
+            raise ConfigError(
+                f"training.stage_configs.{name}.questions_per_sample is "
+                f"{stage.questions_per_sample}, but environment.attn_implementation {FLASH} cannot "
+                "keep the questions about one panorama apart; set one to 1 or the other to sdpa."
+            )
 
 
 def optimizer_steps(name: str, stage: StageConfig, data: PanoramaData, processes: int) -> int:

@@ -108,8 +108,11 @@ NOT_IN_THE_ORIGINAL = {
 AS_IN_THE_ORIGINAL = {
     "models.overlap_loss": "vicreg",
     "models.overlap_pairs": "columns",
+    "models.overlap_gather": None,  # not for its only loss
     "models.pe_type": "columns",
     "image_processing.rendering": "exact",
+    "models.vision_rope": "sequence",
+    "lora.use_dora": False,
 }
 # Settings of what these values leave out.
 WITHOUT_BEARING = {

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from panovlm.checkpoint.shapes import Shapes
 from panovlm.config.schema import LoRASettings
 from panovlm.errors import CheckpointError, ContradictionError
+from panovlm.models.language.adapters import built_names
 from panovlm.models.language.backbone import build_language_model, language_config
 from panovlm.models.language.families import (
     FAMILIES,
@@ -314,7 +315,8 @@ class TestInferLoRA:
         found = self.infer(self.adapted(family, rank=rank, target_modules=targets))
         assert found["rank"].value == rank
         assert found["target_modules"].value == targets
-        assert set(found) == {"rank", "target_modules"}
+        assert set(found) == {"rank", "use_dora", "target_modules"}
+        assert found["use_dora"].value is False
         assert found["rank"].evidence.endswith(".lora_A.default.weight[0]")
 
     def test_the_language_model_below_the_adapters_is_recognised(self):
@@ -373,11 +375,41 @@ class TestInferLoRA:
         with pytest.raises(CheckpointError, match="several adapters"):
             self.infer(shapes)
 
+    @pytest.mark.parametrize("in_peft", [True, False])
+    def test_dora_shows_in_its_vector(self, in_peft):
+        shapes = self.adapted(use_dora=True, target_modules=("q_proj", "up_proj"))
+        if not in_peft:  # its own files name no adapter, and the vector without a leaf
+            shapes = {
+                name.replace(".default", "").replace(
+                    "magnitude_vector.weight", "magnitude_vector"
+                ): s
+                for name, s in shapes.items()
+            }
+        assert sum("lora_magnitude_vector" in name for name in shapes) == 6
+        assert self.infer(shapes)["use_dora"].value is True
+        inner = [name.removeprefix(PREFIX) for name in shapes]
+        assert set(built_names(inner).values()) == {
+            name.removeprefix(PREFIX)
+            for name in self.adapted(use_dora=True, target_modules=("q_proj", "up_proj"))
+        }
+
+    def test_dora_on_some_layers_is_a_contradiction(self):
+        shapes = self.adapted(use_dora=True)
+        del shapes[next(name for name in shapes if "lora_magnitude_vector" in name)]
+        with pytest.raises(ContradictionError, match="no lora_magnitude_vector"):
+            self.infer(shapes)
+
+    def test_a_vector_of_another_length_is_a_contradiction(self):
+        shapes = self.adapted(use_dora=True)
+        name = next(name for name in shapes if "lora_magnitude_vector" in name)
+        with pytest.raises(ContradictionError, match="lora_magnitude_vector"):
+            self.infer({**shapes, name: (5,)})
+
     def test_another_kind_of_adapter_is_refused(self):
         shapes = self.adapted()
-        name = f"{PREFIX}base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector.default"
-        with pytest.raises(CheckpointError, match="lora_magnitude_vector"):
-            self.infer({**shapes, f"{name}.weight": (24,)})
+        name = f"{PREFIX}base_model.model.model.layers.0.mlp.up_proj.lora_embedding_A.default"
+        with pytest.raises(CheckpointError, match="lora_embedding_A"):
+            self.infer({**shapes, name: (4, 24)})
 
 
 def test_inference_needs_no_torch():

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from panovlm.config.schema import LoRASettings
 from panovlm.errors import ConfigError
 from panovlm.models.language.backbone import build_language_model, language_config
-from panovlm.models.language.lora import attach_lora, merge_lora
+from panovlm.models.language.lora import attach_lora, check_targets, merge_lora
 
 FAMILIES = pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
 ALL = LoRASettings().target_modules
@@ -114,6 +114,95 @@ class TestTraining:
         x = torch.randn(5, 16)
         expected = x @ (weight + 6.0 / 2 * B @ A).T
         assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+
+
+class TestDoRA:
+    SETTINGS = LoRASettings(
+        rank=2, alpha=6.0, dropout=0.0, use_dora=True, target_modules=("up_proj",)
+    )
+
+    def test_rows_have_the_lengths_of_the_vector(self):
+        model = build("qwen2")
+        layer = model.model.layers[0].mlp.up_proj
+        weight = layer.weight.detach().double()
+        adapted = attach_lora(model, self.SETTINGS)
+        layer = adapted.base_model.model.model.layers[0].mlp.up_proj
+        lengths = layer.lora_magnitude_vector["default"].weight
+        assert_close(lengths.double(), weight.square().sum(1).sqrt(), rtol=1e-5, atol=1e-6)
+        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        torch.nn.init.normal_(B)
+        torch.nn.init.normal_(lengths, 2.0)
+        turned = weight + 6.0 / 2 * B.double() @ A.double()
+        rows = turned / turned.square().sum(1, keepdim=True).sqrt() * lengths.double()[:, None]
+        x = torch.randn(5, 16)
+        assert_close(layer(x).double(), x.double() @ rows.T, atol=1e-5, rtol=1e-5)
+        merged = merge_lora(adapted).model.layers[0].mlp.up_proj
+        assert_close(merged.weight.double(), rows, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_names_and_shapes(self, device):
+        plain = shapes(build("llama"))
+        vectors = {
+            f"base_model.model.{name[:-7]}.lora_magnitude_vector.default.weight": shape[:1]
+            for name, shape in plain.items()
+            if name.endswith("up_proj.weight")
+        }
+        adapted = attach_lora(build("llama", device), self.SETTINGS)
+        assert shapes(adapted) == {**expected_names(plain, ("up_proj",), rank=2), **vectors}
+        assert {n for n, p in adapted.named_parameters() if p.requires_grad} == {
+            name for name in shapes(adapted) if ".lora_" in name
+        }
+
+
+class TestPresets:
+    ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+    MLP = ("gate_proj", "up_proj", "down_proj")
+
+    @FAMILIES
+    @pytest.mark.parametrize(
+        ("preset", "names"),
+        [("attention", ATTENTION), ("mlp", MLP), ("all-linear", ATTENTION + MLP)],
+    )
+    def test_llama_like(self, family, preset, names):
+        targets = check_targets(build(family), LoRASettings(target_modules=preset))
+        assert set(targets) == set(names)
+        by_name, by_preset = (
+            shapes(attach_lora(build(family), LoRASettings(target_modules=t)))
+            for t in (names, preset)
+        )
+        assert by_name == by_preset
+
+    @pytest.mark.parametrize(
+        ("family", "attention", "mlp"),
+        [
+            ("phi3", {"qkv_proj", "o_proj"}, {"gate_up_proj", "down_proj"}),
+            ("phi", {"q_proj", "k_proj", "v_proj", "dense"}, {"fc1", "fc2"}),
+            ("opt", {"q_proj", "k_proj", "v_proj", "out_proj"}, None),
+        ],
+    )
+    def test_other_names(self, family, attention, mlp):
+        changes = (
+            {"pad_token_id": 0, "word_embed_proj_dim": 16} if family in ("phi3", "opt") else {}
+        )
+        model = build(family, **changes)
+        assert set(check_targets(model, LoRASettings(target_modules="attention"))) == attention
+        if mlp is None:  # its two layers stand beside the attention, in no block of their own
+            with pytest.raises(ConfigError, match=r"target_modules mlp: .* no such layers"):
+                check_targets(model, LoRASettings(target_modules="mlp"))
+        else:
+            assert set(check_targets(model, LoRASettings(target_modules="mlp"))) == mlp
+
+    def test_names_that_mean_more_than_the_block(self):
+        model = build("llama")
+        model.model.layers[0].self_attn.gate_proj = torch.nn.Linear(2, 2)
+        with pytest.raises(ConfigError, match=r"same names as model\.layers\.0\.mlp\.gate_proj"):
+            check_targets(model, LoRASettings(target_modules="attention"))
+
+    def test_the_output_layer_is_left_out(self):
+        targets = check_targets(
+            build("llama", tie_word_embeddings=False), LoRASettings(target_modules="all-linear")
+        )
+        assert "lm_head" not in targets
 
 
 class TestMerge:

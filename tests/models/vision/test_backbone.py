@@ -18,6 +18,8 @@ from transformers import (
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     PreTrainedConfig,
     PreTrainedModel,
     Siglip2Config,
@@ -75,6 +77,9 @@ WHOLE = {
     "clip": lambda: CLIPModel(CLIPConfig(text_config=TEXT, vision_config=clip().to_dict())),
     "clip vision": lambda: CLIPVisionModel(clip()),
     "dinov2": lambda: Dinov2Model(Dinov2Config(**DINO)),
+    "dinov3": lambda: DINOv3ViTModel(
+        DINOv3ViTConfig(**VIT, **SIZE, num_register_tokens=2, pos_embed_rescale=None)
+    ),
     "naflex": lambda: Siglip2Model(
         Siglip2Config(text_config=TEXT, vision_config=naflex().to_dict())
     ),

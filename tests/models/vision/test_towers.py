@@ -13,6 +13,7 @@ from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
     Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
     PreTrainedConfig,
     Siglip2VisionConfig,
     SiglipVisionConfig,
@@ -130,6 +131,17 @@ CASES = {
     "dinov2 wide": Dinov2Config(**DINO, mlp_ratio=3, qkv_bias=False, use_mask_token=False),
     "dinov2 swiglu": Dinov2Config(**DINO, use_swiglu_ffn=True),
     "dinov2 registers": Dinov2WithRegistersConfig(**DINO, num_register_tokens=3),
+    "dinov3": DINOv3ViTConfig(**VIT, patch_size=4, num_register_tokens=4),
+    "dinov3 gated": DINOv3ViTConfig(
+        **VIT,
+        patch_size=2,
+        num_register_tokens=4,
+        use_gated_mlp=True,
+        hidden_act="silu",
+        query_bias=False,
+        value_bias=False,
+    ),
+    "dinov3 plain": DINOv3ViTConfig(**VIT, key_bias=True, proj_bias=False, mlp_bias=False),
 }
 
 
@@ -148,6 +160,18 @@ def test_dinov2_names_of_transformers_4_become_todays():
     assert renamed[layer + "attention.key.bias"] == layer + "k_proj.bias"
     assert renamed[layer + "attention.value.weight"] == layer + "v_proj.weight"
     assert renamed[layer + "output.dense.bias"] == layer + "o_proj.bias"
+
+
+def test_dinov3_names_of_transformers_4_become_todays():
+    today = names_of(CASES["dinov3 gated"])
+    before = {name.replace("model.layer.", "layer.") for name in today}
+    assert before != today
+    assert {new for name in before for new in current_names(name)} == today
+
+
+def test_gated_layers_of_dinov3_have_another_activation():
+    assert infer(shapes_of(CASES["dinov3"])).assumed["hidden_act"] == "gelu"
+    assert infer(shapes_of(CASES["dinov3 gated"])).assumed["hidden_act"] == "silu"
 
 
 def test_fused_swiglu_of_transformers_4_becomes_gate_and_up():
@@ -189,12 +213,20 @@ def test_exactly_one_family_claims_a_tower(config):
 
 
 @pytest.mark.parametrize(
-    "config", [SiglipVisionConfig(), Siglip2VisionConfig(), CLIPVisionConfig(), Dinov2Config()]
+    "config",
+    [
+        SiglipVisionConfig(),
+        Siglip2VisionConfig(),
+        CLIPVisionConfig(),
+        Dinov2Config(),
+        DINOv3ViTConfig(),
+    ],
 )
 def test_assumed_fields_are_the_defaults_of_transformers(config):
     """The default configurations are those of published base models."""
     assumed = infer(shapes_of(config)).assumed
-    assert set(assumed) == {"num_attention_heads", "hidden_act", "layer_norm_eps"}
+    rotary = {"rope_theta", "image_size"} if config.model_type == "dinov3_vit" else set()
+    assert set(assumed) == {"num_attention_heads", "hidden_act", "layer_norm_eps"} | rotary
     recorded = config.to_dict()
     assert assumed == {field: recorded[field] for field in assumed}
 
@@ -206,6 +238,8 @@ def test_assumed_fields_are_the_defaults_of_transformers(config):
         ("siglip_vision_model", 1152, 16),  # So400m: heads of 72
         ("clip_vision_model", 1280, 16),  # ViT-H: heads of 80
         ("dinov2", 384, 6),
+        ("dinov3_vit", 1280, 20),
+        ("dinov3_vit", 4096, 32),  # 7B: heads of 128
         ("dinov2", 1536, 24),
         ("dinov2", 32, 1),
         ("dinov2", 100, 2),  # 64 does not divide it; 50 is the nearest width that does
@@ -213,7 +247,8 @@ def test_assumed_fields_are_the_defaults_of_transformers(config):
 )
 def test_rule_for_heads(family, width, heads):
     (found,) = (f for f in FAMILIES if f.model_type == family)
-    assert found.assume(width)["num_attention_heads"] == heads
+    seen = {"hidden_size": Observed(width, "")}
+    assert found.assume(seen)["num_attention_heads"] == heads
 
 
 def test_published_size_that_is_no_multiple_of_the_patch():
@@ -257,6 +292,8 @@ def test_no_tower_at_all():
         ("siglip", "encoder.layers.0.mlp.fc2.weight", (24, 41)),
         ("clip", "encoder.layers.0.self_attn.q_proj.weight", (23, 24)),
         ("dinov2", "embeddings.position_embeddings", (1, 10, 25)),
+        ("dinov3", "embeddings.register_tokens", (1, 4, 25)),
+        ("dinov3", "model.layer.0.mlp.down_proj.weight", (24, 41)),
         ("dinov2", "encoder.layer.0.mlp.fc1.weight", (97, 24)),
         ("siglip naflex", "embeddings.patch_embedding.weight", (24, 47)),
     ],
@@ -290,6 +327,7 @@ def test_grid_that_is_no_square():
         ("siglip_vision_model", (768, 12, 3072, 16), "SigLIP/SigLIP 2 base, patches of 16"),
         ("clip_vision_model", (1024, 24, 4096, 14), "CLIP ViT-L, patches of 14"),
         ("dinov2", (1024, 24, None, 14), "DINOv2 large, patches of 14"),
+        ("dinov3_vit", (1024, 24, 4096, 16), "DINOv3 large, patches of 16"),
         ("siglip_vision_model", (768, 12, 3073, 16), None),
         ("siglip_vision_model", (768, 11, 3072, 16), None),
         ("clip_vision_model", (1024, 24, 4096, 15), None),

@@ -22,8 +22,10 @@ from panovlm.checkpoint.probe import patterns
 from panovlm.checkpoint.probe.patterns import sketch
 from panovlm.checkpoint.probe.record import Inputs, Measured, Part, Probe, Sketch, coarsest
 from panovlm.config.schema import ImageProcessing, Recipe
+from panovlm.models.attention import exact_attention
 from panovlm.models.language.chat import ChatFormat
 from panovlm.models.model import PanoramaVLM
+from panovlm.models.vision.loop import LoopPlaces
 from panovlm.panorama.pipeline import ViewPipeline
 from panovlm.panorama.views import views_of
 
@@ -165,6 +167,7 @@ def undisturbed(model: nn.Module) -> Generator[None]:
             torch.random.fork_rng(devices=on_gpu),
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
+            exact_attention(model),
         ):
             yield
     finally:
@@ -204,7 +207,17 @@ def _language(model: PanoramaVLM, inputs: Inputs) -> Tensor:
     width = model.projector.linear.out_features
     vision = torch.from_numpy(patterns.noise(1, VISION_TOKENS, width)).to(model.device)
     ids = torch.tensor([inputs.text_ids], device=model.device)
+    if model.vision_rope is not None:
+        with model.vision_rope.instead(_ring(VISION_TOKENS)):
+            return model(vision_tokens=vision, input_ids=ids, use_cache=False).logits[0, -1]
     return model(vision_tokens=vision, input_ids=ids, use_cache=False).logits[0, -1]
+
+
+def _ring(count: int) -> LoopPlaces:
+    """Return the places of tokens that stand evenly around the horizon."""
+    yaws = 2 * np.pi * np.arange(count) / count
+    directions = np.stack((np.sin(yaws), np.zeros(count), np.cos(yaws)), axis=1)
+    return LoopPlaces.of(0, (count,), directions, float(count))
 
 
 def _noise(module: nn.Module, *shape: int, device: torch.device) -> Tensor:

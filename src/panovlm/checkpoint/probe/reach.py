@@ -20,6 +20,7 @@ REACH: tuple[tuple[str, tuple[Part, ...]], ...] = (
     ("models.language_config", ("language",)),
     ("models.vision_token_fallback", ("language",)),
     ("models.fusion_text_limit", ("language",)),
+    ("models.vision_rope", ("language",)),
     ("models.tokenizer_name", ("prompt",)),
     ("models.default_generation_prompt", ("prompt",)),
     ("models.resampler_type", ("resampler",)),

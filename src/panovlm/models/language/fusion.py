@@ -23,6 +23,8 @@ class Fused:
     """[B, L'], -100 at vision tokens and padding; None when none were given."""
     segments: Tensor | None = None
     """[B, L'], 0 at vision tokens and -1 at padding; None when none were given."""
+    numbers: Tensor | None = None
+    """[B, L'], 1 to T at the vision tokens, 0 elsewhere."""
 
 
 def fuse_vision(
@@ -97,8 +99,9 @@ def fuse_vision(
     embeds = embeds.masked_fill(removed[..., None], 0)
     embeds = embeds.gather(1, order[..., None].expand(-1, -1, Dm))
 
-    def fused(values: Tensor, at_vision: int, at_padding: int) -> Tensor:
-        whole = torch.cat([values, values.new_full((B, T), at_vision)], dim=1)
+    def fused(values: Tensor, at_vision: int | Tensor, at_padding: int) -> Tensor:
+        vision = torch.as_tensor(at_vision, dtype=values.dtype, device=values.device)
+        whole = torch.cat([values, vision.expand(B, T)], dim=1)
         return whole.masked_fill(removed, at_padding).gather(1, order)
 
     return Fused(
@@ -106,6 +109,7 @@ def fuse_vision(
         mask.masked_fill(removed, 0).gather(1, order),
         None if labels is None else fused(labels, IGNORED, IGNORED),
         None if segments is None else fused(segments, 0, -1),
+        fused(torch.zeros_like(input_ids), torch.arange(1, T + 1, device=input_ids.device), 0),
     )
 
 

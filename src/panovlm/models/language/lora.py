@@ -1,8 +1,13 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) on the language model, by PEFT."""
+"""Low-rank adapters on the language model, by PEFT.
+
+LoRA is that of Hu et al. (2021, arXiv:2106.09685), DoRA that of Liu et al. (2024,
+arXiv:2402.09353).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -10,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from panovlm.config.schema import LoRASettings
+from panovlm.config.model_recipe import LoRASettings, TargetPreset
 from panovlm.errors import ConfigError
 from panovlm.models.language.adapters import ADAPTER
 
@@ -20,8 +25,10 @@ def attach_lora(language_model: PreTrainedModel, settings: LoRASettings) -> Peft
 
     An adapted Linear ``W`` computes ``W x + alpha / rank * B A x``; B starts at zero. Its names
     become ``base_model.model.<name>.base_layer.weight``, ``<name>.lora_A.default.weight``
-    [rank, in] and ``<name>.lora_B.default.weight`` [out, rank]. Adapters are made on the device
-    of the layer they belong to: on a meta model they take no memory.
+    [rank, in] and ``<name>.lora_B.default.weight`` [out, rank]. With ``use_dora`` the rows of
+    ``W + alpha / rank * B A`` have the lengths ``<name>.lora_magnitude_vector.default.weight``
+    [out], at first those of ``W``. Adapters are made on the device of the layer they belong to: on
+    a meta model they take no memory.
 
     Args:
         language_model: causal language model without adapters.
@@ -34,39 +41,82 @@ def attach_lora(language_model: PreTrainedModel, settings: LoRASettings) -> Peft
     """
     if isinstance(language_model, PeftModel):
         raise ConfigError("the language model has adapters already; merge them first.")
-    check_targets(language_model, settings)
+    targets = check_targets(language_model, settings)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast("int", settings.alpha),  # PEFT only divides it by the rank
         lora_dropout=settings.dropout,
-        target_modules=list(settings.target_modules),
+        target_modules=list(targets),
+        use_dora=settings.use_dora,
         bias="none",
         task_type="CAUSAL_LM",
     )
     return cast("PeftModel", get_peft_model(language_model, config))
 
 
-def check_targets(language_model: nn.Module, settings: LoRASettings) -> None:
-    """Find out whether adapters can be put where they shall be.
+def check_targets(language_model: nn.Module, settings: LoRASettings) -> tuple[str, ...]:
+    """Find out where adapters are put, and whether they can be put there.
+
+    Returns:
+        The names that ``target_modules`` stands for, last components of a preset's.
 
     Raises:
         ConfigError: a target names no Linear layer, or one tied to the token embeddings.
     """
     table = cast("PreTrainedModel", language_model).get_input_embeddings().weight
     linears = {n: m for n, m in language_model.named_modules() if isinstance(m, nn.Linear)}
-    unmatched = [t for t in settings.target_modules if not any(_matches(n, t) for n in linears)]
-    if unmatched or not settings.target_modules:
+    targets = _named(language_model, linears, settings.target_modules)
+    unmatched = [t for t in targets if not any(_matches(n, t) for n in linears)]
+    if unmatched or not targets:
         known = sorted({name.rsplit(".", 1)[-1] for name in linears})
         raise ConfigError(
             f"lora.target_modules: {unmatched or 'the empty list'} names no Linear layer of "
             f"{type(language_model).__name__}; it has {', '.join(known)}."
         )
     for name, linear in linears.items():
-        if linear.weight is table and any(_matches(name, t) for t in settings.target_modules):
+        if linear.weight is table and any(_matches(name, t) for t in targets):
             raise ConfigError(
                 f"lora.target_modules: {name} shares its weight with the token embeddings, so "
                 "merging its adapter would change those; leave it out."
             )
+    return targets
+
+
+_BLOCKS = {"attention": ("attn", "attention"), "mlp": ("mlp", "feed_forward", "ffn")}
+"""What the blocks of a preset are called, or what their names end with."""
+
+
+def _named(
+    language_model: nn.Module,
+    linears: Mapping[str, nn.Module],
+    targets: tuple[str, ...] | TargetPreset,
+) -> tuple[str, ...]:
+    """Return the names that a preset stands for in this model; names stay as they are.
+
+    Raises:
+        ConfigError: no block of that kind has a Linear layer, or their names mean others as well.
+    """
+    if isinstance(targets, tuple):
+        return targets
+    output = cast("PreTrainedModel", language_model).get_output_embeddings()
+    inside = {name: m for name, m in linears.items() if m is not output}
+    if targets != "all-linear":
+        ends = _BLOCKS[targets]
+        inside = {n: m for n, m in inside.items() if _block(n).endswith(ends)}
+    names = tuple(dict.fromkeys(name.rsplit(".", 1)[-1] for name in inside))
+    others = [n for n in linears if n not in inside and n.rsplit(".", 1)[-1] in names]
+    if others or not names:
+        fault = f"the same names as {others[0]}" if others else "no such layers"
+        raise ConfigError(
+            f"lora.target_modules {targets}: {type(language_model).__name__} has {fault}; give the "
+            f"names of the layers, last components of {', '.join(list(linears)[:8])}, ..."
+        )
+    return names
+
+
+def _block(name: str) -> str:
+    """Return the last component of the name of what a layer is in."""
+    return name.rpartition(".")[0].rpartition(".")[2]
 
 
 def adapter_effect(model: nn.Module) -> float | None:

@@ -22,6 +22,7 @@ _OTHER_WAYS = frozenset(
         "cache_implementation",
         "generation_config",
         "num_return_sequences",
+        "position_ids",
         "past_key_values",
         "prefill_chunk_size",
         "prompt_lookup_num_tokens",
@@ -30,7 +31,7 @@ _OTHER_WAYS = frozenset(
         "use_cache",
     }
 )
-"""Arguments of ``generate`` that concern the cache, or change what comes out of it."""
+"""Arguments of ``generate`` that concern the cache or the positions, or change what comes out."""
 
 
 def generate(

@@ -20,7 +20,7 @@ from panovlm.models.vision.pretrained import no_model, vision_config, vision_par
 
 WIDTH_FIELDS = ("hidden_size", "vision_hidden_size", "hidden_dim", "embed_dim", "projection_dim")
 """Fields of a tower's configuration that may give its width; the first present one counts."""
-BLOCK_LISTS = ("encoder.layers", "encoder.layer", "layers", "layer", "blocks")
+BLOCK_LISTS = ("encoder.layers", "encoder.layer", "model.layer", "layers", "layer", "blocks")
 """Where towers keep their transformer blocks."""
 CLASS_TOKENS = ("class_embedding", "cls_token", "class_token")
 """Names of the parameter that towers put in front of the patches."""

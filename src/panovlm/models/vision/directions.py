@@ -92,9 +92,10 @@ class TokenDirections:
         else:
             raise ConfigError(
                 f"the tokens of the resampler {self._resampler.name} show no certain directions, "
-                "which models.pe_type directions, stitching_mode sphere and overlap_pairs "
-                "directions need; choose other values of these, or a resampler that keeps tokens "
-                "in their places, such as mlp, bimamba, avg_pool or spatial_pool."
+                "which models.pe_type directions, stitching_mode sphere, vision_rope "
+                "closed_yaw and overlap_pairs directions need; choose other values of these, or a "
+                "resampler that keeps tokens in their places, such as mlp, bimamba, avg_pool or "
+                "spatial_pool."
             )
         sphere = SphereViews.of(self._image, size=size).tiles()
         return TokenRays(sphere, placed, self._backbone.read_share(size))

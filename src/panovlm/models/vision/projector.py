@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from panovlm.errors import ConfigError
 from panovlm.models.vision.canvas import canvas
 from panovlm.models.vision.directions import TokenDirections, TokenRays
 from panovlm.models.vision.grid import Grid, token_grid
+from panovlm.models.vision.loop import LoopPlaces
 from panovlm.models.vision.positional import cached_positions, direction_positions
 from panovlm.models.vision.stitching import read_canvas, stitch, strip_columns
 
@@ -46,12 +48,23 @@ class PanoramaProjector(nn.Module):
         self.apart = int(leading_global and settings.global_view == "apart")
         positioned = settings.use_projection_positional_encoding
         self._sphere = settings.stitching_mode == "sphere"
-        true_places = self._sphere or (positioned and settings.pe_type == "directions")
+        loop = settings.vision_rope == "closed_yaw"
+        true_places = self._sphere or loop or (positioned and settings.pe_type == "directions")
         if true_places and leading_global and not self.apart:
             raise ConfigError(
-                "models.global_view is first_view, but models.pe_type directions and "
-                "stitching_mode sphere need the view of the whole panorama to stand apart from "
-                "the tiles; set global_view to apart."
+                "models.global_view is first_view, but models.pe_type directions, stitching_mode "
+                "sphere and vision_rope closed_yaw need the view of the whole panorama to stand "
+                "apart from the tiles; set global_view to apart."
+            )
+        if loop and settings.vision_token_fallback_position == "suffix":  # noqa: S105
+            raise ConfigError(
+                "models.vision_rope is closed_yaw, but vision_token_fallback_position suffix puts "
+                "vision tokens where answers begin, which count on from them; set it to prefix."
+            )
+        if loop and settings.stitching_mode == "resample":
+            raise ConfigError(
+                "models.vision_rope is closed_yaw, but the tokens of stitching_mode resample are "
+                "means of several places; choose another mode, such as sphere."
             )
         self.dropout = nn.Dropout(settings.pe_dropout if positioned else 0.0)
         self.linear = nn.Linear(settings.latent_dimension, language_dim)
@@ -101,6 +114,31 @@ class PanoramaProjector(nn.Module):
         front = self._project(whole).flatten(1, 2)
         return torch.cat((front, self._stitched(projected, grid)), 1)
 
+    def places(self, num_views: int, count: int, grid: Grid | None = None) -> LoopPlaces:
+        """Return where the vision tokens lie on the closed loop.
+
+        Args:
+            num_views: views V per sample.
+            count: tokens S' of a view.
+            grid: rows and columns of them, as the resampler tells them.
+
+        Raises:
+            ConfigError: nobody knows where the tokens look.
+        """
+        tiles, front = num_views - self.apart, self.apart * count
+        if not tiles:
+            return LoopPlaces.of(front, (0,), np.zeros((0, 3)), 1.0)
+        rays = self._rays(tiles, count, grid)
+        columns = 360 * rays.grid.columns / min(view.hfov for view in rays.sphere.views)
+        if self._sphere:
+            strip = canvas(rays)
+            return LoopPlaces.of(front, strip.rows, strip.directions, columns)
+        laid = _laid_out(count, grid)
+        numbers = torch.arange(tiles * count, dtype=torch.float64, device="cpu")
+        index = stitch(numbers.view(1, tiles, *laid, 1), self.settings).flatten().long().numpy()
+        rows = (len(index) // laid[0],) * laid[0]
+        return LoopPlaces.of(front, rows, rays.tokens.reshape(-1, 3)[index], columns)
+
     def _stitched(self, tiles: Tensor, grid: Grid | None) -> Tensor:
         """Return the strip ``[B, T, Dm]`` of projected tiles ``[B, V, S', Dm]``."""
         if not self._sphere:
@@ -116,7 +154,8 @@ class PanoramaProjector(nn.Module):
         """
         if self._directions is None:
             raise ConfigError(
-                "a projector with models.pe_type directions or stitching_mode sphere was built "
+                "a projector with models.pe_type directions, stitching_mode sphere or vision_rope "
+                "closed_yaw was built "
                 "without the directions of its tokens; pass a TokenDirections."
             )
         rays = self._directions.of(count, grid)

@@ -30,6 +30,13 @@ _DINOV2 = (
     Tower("large", 1024, 24, 4096, (14,)),
     Tower("giant", 1536, 40, 4096, (14,)),
 )
+_DINOV3 = (
+    Tower("small or small+", 384, 12, 1536, (16,)),
+    Tower("base", 768, 12, 3072, (16,)),
+    Tower("large", 1024, 24, 4096, (16,)),
+    Tower("huge+", 1280, 32, 5120, (16,)),
+    Tower("7B", 4096, 40, 8192, (16,)),
+)
 TOWERS: Mapping[str, tuple[Tower, ...]] = {
     "siglip_vision_model": tuple(t._replace(name=f"SigLIP/SigLIP 2 {t.name}") for t in _SIGLIP),
     "siglip2_vision_model": tuple(t._replace(name=f"SigLIP 2 {t.name} NaFlex") for t in _SIGLIP),
@@ -44,6 +51,7 @@ TOWERS: Mapping[str, tuple[Tower, ...]] = {
     "dinov2_with_registers": tuple(
         t._replace(name=f"DINOv2 {t.name} with registers") for t in _DINOV2
     ),
+    "dinov3_vit": tuple(t._replace(name=f"DINOv3 {t.name}") for t in _DINOV3),
 }
 """Published towers of every family."""
 

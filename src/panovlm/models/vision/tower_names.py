@@ -18,6 +18,7 @@ _DINOV2_NOW = {
 _DINOV2_SWIGLU = re.compile(
     r"^(encoder\.layer\.\d+\.mlp)\.(weights_in|weights_out)\.(weight|bias)$"
 )
+_DINOV3_BLOCK = re.compile(r"^layer\.(\d+\.(?:norm|attention|layer_scale|mlp).+)$")
 _SWIGLU_NOW = {"weights_in": ("gate_proj", "up_proj"), "weights_out": ("down_proj",)}
 
 
@@ -25,7 +26,7 @@ def current_names(name: str) -> tuple[str, ...]:
     """Return today's names of a tower tensor.
 
     transformers 5 renamed parts of DINOv2, and cut the fused matrix of its SwiGLU variant in two;
-    the names of SigLIP and CLIP are the same in both.
+    it put DINOv3's blocks one level deeper. The names of SigLIP and CLIP are the same in both.
 
     Args:
         name: tensor name below the tower, as transformers 4.x or 5.x writes it.
@@ -39,4 +40,5 @@ def current_names(name: str) -> tuple[str, ...]:
         return (f"{attention[1]}.{_DINOV2_NOW[attention[2]]}.{attention[3]}",)
     if mlp:
         return tuple(f"{mlp[1]}.{today}.{mlp[3]}" for today in _SWIGLU_NOW[mlp[2]])
-    return (name,)
+    deeper = _DINOV3_BLOCK.match(name)
+    return (f"model.layer.{deeper[1]}",) if deeper else (name,)

@@ -131,3 +131,23 @@ def _read_dinov2_mlp(shapes: Shapes, seen: Observations, hidden: int) -> None:
     raise ContradictionError(
         f"{shapes.prefix}{name} has {inner} rows, which is no whole multiple of the width {hidden}."
     )
+
+
+def read_dinov3(shapes: Shapes, seen: Observations) -> None:
+    """Read a DINOv3 tower. Its positions are rotary, so that no shape shows the image size."""
+    hidden, _ = _read_patches(shapes, seen, "embeddings.patch_embeddings.weight")
+    seen.add("num_register_tokens", shapes.dim(REGISTERS, 1))
+    registers = seen["num_register_tokens"].value
+    shapes.require(REGISTERS, (1, registers, hidden), "1 × registers × hidden")
+    seen.add("num_hidden_layers", shapes.count("model.layer"))
+    attention, mlp = "model.layer.0.attention.", "model.layer.0.mlp."
+    for part in ("q", "k", "v", "o"):
+        shapes.require(f"{attention}{part}_proj.weight", (hidden, hidden), "hidden × hidden")
+    for part, field in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "proj")):
+        seen.add(f"{field}_bias", shapes.has(f"{attention}{part}_proj.bias"))
+    inner = shapes.dim(mlp + "up_proj.weight", 0)
+    seen.add("intermediate_size", inner)
+    shapes.require(mlp + "up_proj.weight", (inner, hidden), "intermediate × hidden")
+    shapes.require(mlp + "down_proj.weight", (hidden, inner), "hidden × intermediate")
+    seen.add("mlp_bias", shapes.has(mlp + "up_proj.bias"))
+    seen.add("use_gated_mlp", shapes.has(mlp + "gate_proj.weight"))

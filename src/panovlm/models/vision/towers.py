@@ -8,17 +8,18 @@ imported here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from panovlm.checkpoint.shapes import Observations, Shapes
+from panovlm.checkpoint.shapes import Observations, Observed, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
 from panovlm.models.vision.released import published
 from panovlm.models.vision.tower_shapes import (
     REGISTERS,
     read_clip,
     read_dinov2,
+    read_dinov3,
     read_siglip,
     read_siglip_naflex,
 )
@@ -65,17 +66,23 @@ class TowerFamily:
             )
         return reasons
 
-    def assume(self, hidden_size: int) -> dict[str, Any]:
+    other: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What else no shape of this family shows, with the value of its published models."""
+
+    def assume(self, seen: Mapping[str, Observed]) -> dict[str, Any]:
         """Return the fields that shapes cannot tell, as published models of this width have them.
 
         Heads are 64 channels wide in nearly all of them; the exceptions stand in ``_PUBLISHED``.
         Where 64 does not divide the width, the number of heads is taken whose width comes
         nearest to 64.
         """
+        hidden_size = seen["hidden_size"].value
+        gated = "use_gated_mlp" in seen and seen["use_gated_mlp"].value
         return {
             "num_attention_heads": _heads(hidden_size),
-            "hidden_act": self.hidden_act,
+            "hidden_act": "silu" if gated else self.hidden_act,
             "layer_norm_eps": self.layer_norm_eps,
+            **self.other,
             **_PUBLISHED.get((self.model_type, hidden_size), {}),
         }
 
@@ -87,6 +94,7 @@ _PUBLISHED: dict[tuple[str, int], dict[str, Any]] = {
     ("clip_vision_model", 1280): {"num_attention_heads": 16, "hidden_act": "gelu"},  # ViT-H
     ("clip_vision_model", 1408): {"num_attention_heads": 16, "hidden_act": "gelu"},  # ViT-g
     ("clip_vision_model", 1664): {"num_attention_heads": 16, "hidden_act": "gelu"},  # ViT-bigG
+    ("dinov3_vit", 4096): {"num_attention_heads": 32},  # ViT-7B
 }
 """Published widths that do not follow their family's rule."""
 
@@ -125,7 +133,7 @@ def infer_tower(shapes: Shapes) -> TowerInference:
     family = matches[0]
     seen = Observations(shapes)
     family.read(shapes, seen)
-    assumed = family.assume(seen["hidden_size"].value)
+    assumed = family.assume(seen)
     return TowerInference(family.model_type, seen, assumed, published(family.model_type, seen))
 
 
@@ -146,6 +154,17 @@ _DINOV2 = (
     "encoder.layer.0.layer_scale1.lambda1",
     "encoder.layer.0.layer_scale2.lambda1",
     "layernorm.weight",
+)
+_DINOV3 = (
+    "embeddings.cls_token",
+    "embeddings.mask_token",
+    REGISTERS,
+    "embeddings.patch_embeddings.weight",
+    "model.layer.0.norm1.weight",
+    "model.layer.0.attention.q_proj.weight",
+    "model.layer.0.layer_scale1.lambda1",
+    "model.layer.0.mlp.up_proj.weight",
+    "norm.weight",
 )
 
 FAMILIES = (
@@ -198,6 +217,17 @@ FAMILIES = (
         read=read_dinov2,
         hidden_act="gelu",
         layer_norm_eps=1e-6,
+    ),
+    TowerFamily(
+        model_type="dinov3_vit",
+        has=_DINOV3,
+        lacks=("embeddings.position_embeddings",),
+        patches=_DINOV3[3],
+        patch_rank=4,
+        read=read_dinov3,
+        hidden_act="gelu",
+        layer_norm_eps=1e-5,
+        other={"rope_theta": 100.0, "image_size": 224},
     ),
 )
 """Every family that can be recognised. Fixed-resolution SigLIP 2 is of the SigLIP architecture."""
