@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -34,9 +35,10 @@ from machine import machine
 from small_model import small_model
 
 from panovlm.checkpoint.load import build_empty, complete, prove_model
-from panovlm.checkpoint.locate import locate
+from panovlm.checkpoint.locate import SIDECAR, locate
+from panovlm.checkpoint.metadata import EMBEDDED
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import save_checkpoint, strip_metadata
+from panovlm.checkpoint.save import save_checkpoint, strip_metadata, without_record
 from panovlm.checkpoint.tree import checkpoints_below
 from panovlm.cli.main import main as panovlm
 from panovlm.models.model import PanoramaVLM
@@ -78,6 +80,23 @@ def describe(stock: Path, folder: Path) -> None:
     for name in ("best", "last"):
         file = folder / f"{name}.ckpt"
         command("add-metadata", "--checkpoint", file, "--set", f"models.overlap_ratio={OLD}")
+
+
+def solve(stock: Path, folder: Path) -> None:
+    command("repair", folder, "--solve", "--write")
+
+
+def forgetful_run(stock: Path, folder: Path) -> None:
+    """A setting is missing everywhere; its usual value is the right one, which the probe shows."""
+    old_run(stock, folder)
+    file, sidecar = folder / "best.ckpt", folder / SIDECAR
+    contents = torch.load(file, weights_only=True)
+    del contents[EMBEDDED]
+    contents["state_dict"] = without_record(contents["state_dict"])
+    torch.save(contents, file)
+    document = json.loads(sidecar.read_text())
+    del document["recipe"]["models"]["overlap_ratio"]
+    sidecar.write_text(json.dumps(document))
 
 
 class Convert:
@@ -123,6 +142,7 @@ def operations() -> list[Operation]:
         Operation("save, over another", save, old_run, "", (OLD, NEW)),
         Operation("save, into nothing", save, nothing, "", (None, NEW)),
         Operation("add-metadata, two files", describe, bare_run, "", (OLD,)),
+        Operation("repair --solve --write", solve, forgetful_run, "", (OLD,)),
     ]
     for to, name in converts.items():
         work = Convert(to, name)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from panovlm.checkpoint.locate import OWN_SIDECAR, SIDECAR
-from panovlm.checkpoint.repair import KEPT
+from panovlm.checkpoint.metadata import EMBEDDED
+from panovlm.checkpoint.repair import KEPT, add_metadata
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import save_checkpoint, strip_metadata
+from panovlm.checkpoint.save import save_checkpoint, strip_metadata, without_record
 from panovlm.cli.main import main
 from panovlm.models.model import PanoramaVLM
 
@@ -263,3 +264,18 @@ def test_a_change_of_the_file_is_found_out(own, add, tmp_path):
     torch.save(contents, tmp_path / "best.ckpt")
     code, said = add("--checkpoint", tmp_path)
     assert code == 2 and "fingerprint" in said
+
+
+def test_a_setting_that_a_document_left_out_is_written_into_it(own, tmp_path):
+    save_checkpoint(own(), tmp_path / "best.ckpt")
+    contents = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    del contents[EMBEDDED]
+    contents["state_dict"] = without_record(contents["state_dict"])
+    torch.save(contents, tmp_path / "best.ckpt")
+    document = json.loads((tmp_path / SIDECAR).read_text())
+    del document["recipe"]["models"]["overlap_ratio"]
+    (tmp_path / SIDECAR).write_text(json.dumps(document))
+    assert resolve(tmp_path).assumed == ["models.overlap_ratio"]
+    assert add_metadata(tmp_path, overrides={"models.overlap_ratio": 0.5}).written
+    assert resolve(tmp_path).assumed == []
+    assert add_metadata(tmp_path).complete

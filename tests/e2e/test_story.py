@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from panovlm.checkpoint.save import strip_metadata
+from panovlm.checkpoint.save import strip_metadata, without_record
 from panovlm.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
@@ -133,9 +133,10 @@ def test_verify(run_folder: Path, bare: Path, capsys: Capture) -> None:
 def test_a_setting_that_was_lost_is_solved_for(
     run_folder: Path, experiment: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """Nothing but weights, tokenizer and probe are left, and somebody gave a wrong scale."""
+    """Nothing but bare weights, tokenizer and probe are left, and somebody gave a wrong scale."""
     contents = torch.load(run_folder / "best.ckpt", weights_only=True)
     kept = {name: contents[name] for name in ("state_dict", "panovlm_tokenizer", "panovlm_probe")}
+    kept["state_dict"] = without_record(kept["state_dict"])
     torch.save(kept, tmp_path / "best.ckpt")
     file = str(tmp_path / "best.ckpt")
     assert main(["add-metadata", "--checkpoint", file, "--set", "lora.alpha=8"]) == 0

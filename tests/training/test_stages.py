@@ -13,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from panovlm.checkpoint.save import without_record
 from panovlm.models.model import PanoramaVLM
 from panovlm.training.run import train
 from panovlm.training.rundir import BEST, LAST
@@ -40,7 +41,7 @@ def initial(make_settings: Any) -> State:
 
 
 def weights(file: Path) -> State:
-    state = torch.load(file, weights_only=True)["state_dict"]
+    state = without_record(torch.load(file, weights_only=True)["state_dict"])
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
 

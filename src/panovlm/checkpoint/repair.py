@@ -10,6 +10,7 @@ from typing import Any
 from panovlm.checkpoint.atomic import link_or_copy, write_bytes
 from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.document import document
+from panovlm.checkpoint.fields import flatten_stated
 from panovlm.checkpoint.locate import SIDECAR, Location, locate, own_sidecar
 from panovlm.checkpoint.metadata import CheckpointMetadata, is_ours, parse, read_json
 from panovlm.checkpoint.resolution import Resolution
@@ -205,7 +206,10 @@ def _alike(one: Resolution, other: Resolution) -> bool:
 def _same(one: CheckpointMetadata, other: CheckpointMetadata) -> bool:
     """Tell whether two documents say the same about a model, whatever the step."""
     fields = ("fingerprint", "recipe", "assumed", "inferred", "references")
-    return all(getattr(one, name) == getattr(other, name) for name in fields)
+    # A setting that a document leaves out equals its default, and is not said all the same.
+    return flatten_stated(one.recipe).keys() == flatten_stated(other.recipe).keys() and all(
+        getattr(one, name) == getattr(other, name) for name in fields
+    )
 
 
 def _give(found: Resolution, *, shared: bool, dry_run: bool) -> Repair:
