@@ -6,11 +6,13 @@ import copy
 import json
 import subprocess
 import sys
+import warnings
 import zlib
 from random import Random
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from safetensors.torch import save_file
 
 from panovlm.checkpoint.formats import read_header
@@ -122,6 +124,19 @@ def test_shapes_that_say_otherwise(own, tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("container", ["model.pt", "model.safetensors", "dcp"])
+def test_it_is_read_where_every_tensor_was_converted(dtype, container, own, tmp_path):
+    model, path = own(**UNUSUAL), tmp_path / container
+    if container == "dcp":
+        state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+        with warnings.catch_warnings(action="ignore"):
+            torch.distributed.checkpoint.save({"model": state}, checkpoint_id=path)
+    else:
+        bare(model, path, lambda state: {name: tensor.to(dtype) for name, tensor in state.items()})
+    assert load(path, strict=True).record() == model.record()
+
+
 def test_weights_from_before(own, tmp_path):
     path = bare(own(), tmp_path / "model.pt", without_record)
     found = resolve(path)
@@ -133,7 +148,11 @@ def test_weights_from_before(own, tmp_path):
     [
         (torch.zeros(4096, dtype=torch.uint8), "cannot be unpacked"),
         (zlib.compress(bytes(9999))[:12], "cut off"),
-        (torch.zeros(4096, dtype=torch.bfloat16), "is bfloat16"),
+        (torch.zeros(4096, dtype=torch.bfloat16), "cannot be unpacked"),
+        (torch.full((4096,), 0.5), "cannot be unpacked|is cut off"),
+        (torch.full((4096,), torch.nan), "cannot be unpacked|is cut off"),
+        (torch.full((4096,), torch.inf), "cannot be unpacked|is cut off"),
+        (torch.zeros(4096, dtype=torch.int8), "is int8"),
         (torch.zeros(2, 9, dtype=torch.uint8), r"is uint8 \[2, 9\]"),
         (torch.zeros(MAX_RECORD + 1, dtype=torch.uint8), "at most 1048576"),
         (zlib.compress(b"[" * 100_000), "no JSON"),
