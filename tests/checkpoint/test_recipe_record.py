@@ -13,6 +13,8 @@ from random import Random
 import pytest
 import torch
 import torch.distributed.checkpoint
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
 from panovlm.checkpoint.formats import read_header
@@ -22,7 +24,7 @@ from panovlm.checkpoint.repair import add_metadata
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import save_checkpoint, without_record
 from panovlm.config.schema import LoRASettings
-from panovlm.errors import CheckpointError, ContradictionError, PanoVLMError
+from panovlm.errors import CheckpointError, ConfigError, ContradictionError, PanoVLMError
 from panovlm.models.model import PanoramaVLM
 
 load = PanoramaVLM.from_checkpoint
@@ -93,6 +95,37 @@ def test_it_follows_the_adapters(own, tmp_path):
     model.add_adapters(LoRASettings(rank=2, alpha=5, target_modules=("q_proj",)))
     again = load(bare(model, tmp_path / "adapted.pt"), strict=True)
     assert again.recipe.lora.alpha == 5
+
+
+def test_adapters_in_a_passing_state_are_not_saved(own, tmp_path):
+    model = load(bare(own(), tmp_path / "model.pt"))
+    model.add_adapters(LoRASettings(rank=2, alpha=5, target_modules=("q_proj",)))
+    inner = model.language_model
+    inner.merge_adapter()
+    for save in (model.state_dict, lambda: save_checkpoint(model, tmp_path / "best.ckpt")):
+        with pytest.raises(ConfigError, match=r"q_proj are merged .* unmerge_adapter"):
+            save()
+    assert not (tmp_path / "best.ckpt").exists()
+    inner.unmerge_adapter()
+    model.state_dict()
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.set_scale("default", 3.0)
+    with pytest.raises(ConfigError, match=r"scaled by 7\.5, but lora\.alpha / lora\.rank is 2\.5"):
+        model.state_dict()
+    for layer in layers:
+        layer.set_scale("default", 1.0)
+    model.state_dict()
+
+
+def test_adapters_around_the_model_that_are_merged_for_now(own):
+    config = LoraConfig(r=2, target_modules=r".*language_model.*q_proj")
+    model = get_peft_model(copy.deepcopy(own()), config)
+    model.state_dict()
+    model.merge_adapter()
+    with pytest.raises(ConfigError, match="are merged"):
+        model.state_dict()
+    model.merge_and_unload().state_dict()
 
 
 def test_a_document_that_says_otherwise(own, tmp_path):

@@ -24,8 +24,8 @@ MAX_RECORD = 1 << 20
 """Longest such buffer that is read, in bytes."""
 
 _RECORD_CODES: Mapping[str, str] = {"uint8": "B", "float16": "e", "bfloat16": "f", "float32": "f"}
-"""Types in which such a buffer is read, and their codes in :mod:`struct`: who converts a whole state
-dict converts it too, and each of these holds every byte exactly."""
+"""Types in which such a buffer is read, and their codes in :mod:`struct`: who converts a whole
+state dict converts it too, and each of these holds every byte exactly."""
 _MAX_RECORDS = 8  # a file holds one for each copy of its weights
 _MAX_RANK = 64
 _MAX_SIZE = 1 << 63
