@@ -6,11 +6,15 @@ import copy
 import json
 import subprocess
 import sys
+import warnings
 import zlib
 from random import Random
 
 import pytest
 import torch
+import torch.distributed.checkpoint
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
 from panovlm.checkpoint.formats import read_header
@@ -20,7 +24,7 @@ from panovlm.checkpoint.repair import add_metadata
 from panovlm.checkpoint.resolve import resolve
 from panovlm.checkpoint.save import save_checkpoint, without_record
 from panovlm.config.schema import LoRASettings
-from panovlm.errors import CheckpointError, ContradictionError, PanoVLMError
+from panovlm.errors import CheckpointError, ConfigError, ContradictionError, PanoVLMError
 from panovlm.models.model import PanoramaVLM
 
 load = PanoramaVLM.from_checkpoint
@@ -93,6 +97,37 @@ def test_it_follows_the_adapters(own, tmp_path):
     assert again.recipe.lora.alpha == 5
 
 
+def test_adapters_in_a_passing_state_are_not_saved(own, tmp_path):
+    model = load(bare(own(), tmp_path / "model.pt"))
+    model.add_adapters(LoRASettings(rank=2, alpha=5, target_modules=("q_proj",)))
+    inner = model.language_model
+    inner.merge_adapter()
+    for save in (model.state_dict, lambda: save_checkpoint(model, tmp_path / "best.ckpt")):
+        with pytest.raises(ConfigError, match=r"q_proj are merged .* unmerge_adapter"):
+            save()
+    assert not (tmp_path / "best.ckpt").exists()
+    inner.unmerge_adapter()
+    model.state_dict()
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.set_scale("default", 3.0)
+    with pytest.raises(ConfigError, match=r"scaled by 7\.5, but lora\.alpha / lora\.rank is 2\.5"):
+        model.state_dict()
+    for layer in layers:
+        layer.set_scale("default", 1.0)
+    model.state_dict()
+
+
+def test_adapters_around_the_model_that_are_merged_for_now(own):
+    config = LoraConfig(r=2, target_modules=r".*language_model.*q_proj")
+    model = get_peft_model(copy.deepcopy(own()), config)
+    model.state_dict()
+    model.merge_adapter()
+    with pytest.raises(ConfigError, match="are merged"):
+        model.state_dict()
+    model.merge_and_unload().state_dict()
+
+
 def test_a_document_that_says_otherwise(own, tmp_path):
     save_checkpoint(own(**UNUSUAL), tmp_path / "best.ckpt")
     sidecar = tmp_path / "checkpoint_metadata.json"
@@ -122,6 +157,19 @@ def test_shapes_that_say_otherwise(own, tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("container", ["model.pt", "model.safetensors", "dcp"])
+def test_it_is_read_where_every_tensor_was_converted(dtype, container, own, tmp_path):
+    model, path = own(**UNUSUAL), tmp_path / container
+    if container == "dcp":
+        state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+        with warnings.catch_warnings(action="ignore"):
+            torch.distributed.checkpoint.save({"model": state}, checkpoint_id=path)
+    else:
+        bare(model, path, lambda state: {name: tensor.to(dtype) for name, tensor in state.items()})
+    assert load(path, strict=True).record() == model.record()
+
+
 def test_weights_from_before(own, tmp_path):
     path = bare(own(), tmp_path / "model.pt", without_record)
     found = resolve(path)
@@ -133,7 +181,11 @@ def test_weights_from_before(own, tmp_path):
     [
         (torch.zeros(4096, dtype=torch.uint8), "cannot be unpacked"),
         (zlib.compress(bytes(9999))[:12], "cut off"),
-        (torch.zeros(4096, dtype=torch.bfloat16), "is bfloat16"),
+        (torch.zeros(4096, dtype=torch.bfloat16), "cannot be unpacked"),
+        (torch.full((4096,), 0.5), "cannot be unpacked|is cut off"),
+        (torch.full((4096,), torch.nan), "cannot be unpacked|is cut off"),
+        (torch.full((4096,), torch.inf), "cannot be unpacked|is cut off"),
+        (torch.zeros(4096, dtype=torch.int8), "is int8"),
         (torch.zeros(2, 9, dtype=torch.uint8), r"is uint8 \[2, 9\]"),
         (torch.zeros(MAX_RECORD + 1, dtype=torch.uint8), "at most 1048576"),
         (zlib.compress(b"[" * 100_000), "no JSON"),

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from panovlm.checkpoint.resolve import resolve
+from panovlm.checkpoint.save import save_checkpoint
 from panovlm.config.schema import LoRASettings, Settings
 from panovlm.errors import CheckpointError, ConfigError
 from panovlm.models.assemble import new_model
@@ -368,3 +369,20 @@ class TestAssemble:
             build(vision_config=None, vision_name="/nowhere/tower")
         with pytest.raises(ConfigError, match=r"models\.language"):
             build(language_config={"model_type": "qwen2", "hidden_size": "wide"})
+
+
+@pytest.mark.parametrize("change", [lambda m: m.to(torch.bfloat16), lambda m: m.half()])
+def test_half_precision_rounds_no_frequencies(change, tmp_path):
+    model, exact = change(build()), build()
+    computed = {n: b for n, b in exact.named_buffers() if n not in exact.state_dict()}
+    assert any(name.endswith("inv_freq") for name in computed)
+    for name, buffer in computed.items():
+        assert torch.equal(model.get_buffer(name), buffer), name
+    assert {p.dtype for p in model.parameters()} == {model.dtype} != {torch.float32}
+    save_checkpoint(model, tmp_path / "best.ckpt")
+    same_outputs(model, PanoramaVLM.from_checkpoint(tmp_path, strict=True))
+
+
+def test_computed_buffers_move_with_the_model():
+    moved = build().to("meta")
+    assert all(buffer.is_meta for buffer in moved.buffers())

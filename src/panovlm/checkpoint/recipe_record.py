@@ -24,6 +24,7 @@ from panovlm.errors import CheckpointError
 _BLOCK = 4096
 _MAX_TEXT = 8 << 20
 _MAX_DEPTH = 32
+_ELSEWHERE = f"the tensor {RECORD} of another checkpoint of the same run"
 
 
 ORIGIN = f"recipe in the weights ({RECORD})"
@@ -131,9 +132,8 @@ def read_record(header: Header, keys: KeyMap) -> RecipeRecord | None:
         info = header.tensors[stored]
         raise CheckpointError(
             f"{origin} is {info.dtype} {list(info.shape)}; the settings of the model were expected "
-            f"there, as a row of at most {MAX_RECORD} uint8. They were lost when the weights were "
-            "given another type; take the file from before, or remove this tensor and state the "
-            "settings with `panovlm add-metadata`."
+            f"there, as a row of at most {MAX_RECORD} uint8. They were lost when the tensors were "
+            f"changed; take the file from before, or put {_ELSEWHERE} in the place of this one."
         )
     return RecipeRecord.from_bytes(data, origin)
 
@@ -175,5 +175,7 @@ def _deeper(value: Any, levels: int) -> bool:
 
 def _damaged(origin: str, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{origin} is damaged: {what}. Copy the checkpoint again or take the one before it."
+        f"{origin} is damaged: {what}. Copy the checkpoint again, or take the one before it. If "
+        f"all tensors were computed anew, such as by averaging, put {_ELSEWHERE} in the place of "
+        "this one."
     )

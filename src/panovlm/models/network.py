@@ -6,7 +6,8 @@ width, ``D`` latent_dimension, ``Dm`` language-model width, ``T`` vision tokens,
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from collections.abc import Callable
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,25 @@ class PanoramaNetwork(SelfDescribingModel):
     def get_output_embeddings(self) -> nn.Module | None:
         """Return the language model's head."""
         return cast(Any, self.language_model).get_output_embeddings()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the model; what is computed and not stored keeps its type.
+
+        ``.to(torch.bfloat16)`` would round the frequencies of rotary positions as well. A
+        checkpoint holds no such buffer, so that the loaded model would have other ones.
+        """
+        computed = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set and buffer.is_floating_point()
+        ]
+        cast(Any, super())._apply(fn, recurse)
+        for module, name, before in computed:
+            after = module.get_buffer(name)
+            if after.dtype != before.dtype:
+                module.register_buffer(name, before.to(after.device), persistent=False)
+        return self
 
     # ------------------------------------------------------------------ vision
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from panovlm.checkpoint.formats.header import RECORD
 from panovlm.checkpoint.recipe_record import RecipeRecord
 from panovlm.models.configuration import PanoramaVLMConfig
+from panovlm.models.language.lora import require_usual_adapters
 
 
 class SelfDescribingModel(PreTrainedModel):
@@ -49,6 +50,7 @@ class SelfDescribingModel(PreTrainedModel):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
+        require_usual_adapters(self, self.config.typed_recipe().lora)
         if RECORD in self._buffers:
             self.keep_record()
         cast(Any, super())._save_to_state_dict(destination, prefix, keep_vars)

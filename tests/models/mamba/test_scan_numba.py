@@ -170,3 +170,15 @@ def test_without_numba(monkeypatch) -> None:
 def test_numba_is_not_imported_before_it_is_needed() -> None:
     code = "import sys, panovlm.models.mamba.block; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_torchs_default_type_has_no_say():
+    """Lightning sets it to bfloat16 while it trains in bf16-true."""
+    args = arguments(2, 5, 3, 70)
+    expected = results(args, torch.float32)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = results(args, torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from panovlm.config.schema import ModelSettings
-from panovlm.models.vision.stitching import overlap_columns, stitch, strip_columns
+from panovlm.models.vision.stitching import _resampling, overlap_columns, stitch, strip_columns
 
 
 def half_even(value: float) -> int:
@@ -179,3 +179,15 @@ def test_resampling_trains_after_inference_mode():
     stitch(tokens, models).square().sum().backward()
     assert tokens.grad is not None
     assert torch.isfinite(tokens.grad).all()
+
+
+def test_torchs_default_type_has_no_say():
+    """Lightning sets it to bfloat16 while it trains in bf16-true."""
+    setting = (3, 8, 3, 18, 11, "bilinear")
+    expected = _resampling.__wrapped__(*setting)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = _resampling.__wrapped__(*setting)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)

@@ -31,9 +31,11 @@ from panovlm.checkpoint.formats import (
 from panovlm.checkpoint.formats.dcpfiles import is_dcp
 from panovlm.checkpoint.formats.header import (
     ATTACHMENTS,
+    ITEMSIZE,
     Contents,
     Header,
     TensorInfo,
+    record_bytes,
     record_names,
 )
 from panovlm.checkpoint.formats.lookalike import describe_file
@@ -125,13 +127,14 @@ def _read_header(path: Path, weights: Weights | None) -> Header:
 def _records(source: Source, found: Contents, names: Iterable[str]) -> dict[str, bytes]:
     """Read the few bytes in which models keep their settings."""
     placed = {name: found.tensors[name] for name in names}
-    return {
-        name: source.read(
-            _reader(source).data_start(source, place.record) + place.offset, place.info.shape[0]
-        )
-        for name, place in placed.items()
-        if place.stride == (1,)
-    }
+    records: dict[str, bytes] = {}
+    for name, place in placed.items():
+        if place.stride == (1,):
+            size = ITEMSIZE[place.info.dtype]
+            start = _reader(source).data_start(source, place.record) + place.offset * size
+            data = source.read(start, place.info.shape[0] * size)
+            records[name] = record_bytes(data, place.info.dtype)
+    return records
 
 
 def fault_of(path: str | Path) -> str | None:

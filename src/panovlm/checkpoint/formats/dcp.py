@@ -32,6 +32,7 @@ from panovlm.checkpoint.formats.header import (
     TensorInfo,
     attachment_fault,
     contiguous_stride,
+    record_bytes,
     record_names,
 )
 from panovlm.checkpoint.formats.names import StoredTensor
@@ -201,7 +202,11 @@ class _Folder:
         """Read the few bytes in which models keep their settings."""
         infos = {name: self.index.info(entry) for name, entry in self.weights.items()}
         found = self.split({name: self.weights[name] for name in record_names(infos)})
-        return {name: read_bytes(split) for name, split in found.items() if is_row(split)}
+        return {
+            name: record_bytes(read_bytes(split), split.info.dtype)
+            for name, split in found.items()
+            if is_row(split)
+        }
 
     def extras(self) -> dict[str, Any]:
         """Return the objects of the folder, nested as they were saved."""

@@ -25,7 +25,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from panovlm.checkpoint.averages import Weights, choose
-from panovlm.checkpoint.formats.header import Header, Placement, TensorInfo, record_names
+from panovlm.checkpoint.formats.header import (
+    Header,
+    Placement,
+    TensorInfo,
+    record_bytes,
+    record_names,
+)
 from panovlm.checkpoint.formats.names import StoredTensor
 from panovlm.checkpoint.formats.rows import Row, joined
 from panovlm.checkpoint.formats.source import Source
@@ -117,7 +123,7 @@ def _describe(folder: Path, weights: Weights | None) -> _Described:
         entry=entry,
         averaged=entry != "module",
         records={
-            name: read_bytes(found[name])
+            name: record_bytes(read_bytes(found[name]), found[name].info.dtype)
             for name in record_names({name: tensor.info for name, tensor in found.items()})
             if is_row(found[name])
         },

@@ -7,6 +7,7 @@ needed here: dtypes are names, as torch spells them without ``torch.``.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -22,6 +23,9 @@ RECORD = "recipe_bytes"
 MAX_RECORD = 1 << 20
 """Longest such buffer that is read, in bytes."""
 
+_RECORD_CODES: Mapping[str, str] = {"uint8": "B", "float16": "e", "bfloat16": "f", "float32": "f"}
+"""Types in which such a buffer is read, and their codes in :mod:`struct`: who converts a whole
+state dict converts it too, and each of these holds every byte exactly."""
 _MAX_RECORDS = 8  # a file holds one for each copy of its weights
 _MAX_RANK = 64
 _MAX_SIZE = 1 << 63
@@ -174,11 +178,23 @@ def record_names(tensors: Mapping[str, TensorInfo]) -> list[str]:
         name
         for name, info in tensors.items()
         if name.rpartition(".")[2] == RECORD
-        and info.dtype == "uint8"
+        and info.dtype in _RECORD_CODES
         and len(info.shape) == 1
         and info.shape[0] <= MAX_RECORD
     ]
     return found[:_MAX_RECORDS]
+
+
+def record_bytes(data: bytes, dtype: str) -> bytes:
+    """Return the bytes of a record, of whatever type its tensor is.
+
+    Nothing is returned where a number is no byte; a record is never empty.
+    """
+    if dtype == "bfloat16":  # the upper half of a float32
+        data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
+    numbers = [number for (number,) in struct.iter_unpack(f"<{_RECORD_CODES[dtype]}", data)]
+    whole = all(0 <= number < 256 and number == int(number) for number in numbers)
+    return bytes(map(int, numbers)) if whole else b""
 
 
 def attachment_fault(name: str, placed: Placement) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from panovlm.checkpoint.averages import Weights
-from panovlm.checkpoint.formats.header import Header, Placement, TensorInfo
+from panovlm.checkpoint.formats.header import ITEMSIZE, Header, Placement, TensorInfo
 from panovlm.checkpoint.formats.source import Source
 
 _CELLS = 1024  # of the common grid, beside sixteen for each box
@@ -109,12 +109,13 @@ def is_row(split: SplitTensor) -> bool:
 
 
 def read_bytes(split: SplitTensor) -> bytes:
-    """Read a one-dimensional uint8 tensor, as embedded files are kept."""
+    """Read the bytes of a one-dimensional tensor, such as embedded files are kept in."""
     pieces: list[bytes] = []
     for part in sorted(split.parts, key=lambda part: part.start):
         with Source(part.file) as source:
-            length = part.placed.info.shape[0]
-            pieces.append(source.read(part.placed.record + part.placed.offset, length))
+            info, size = part.placed.info, ITEMSIZE[part.placed.info.dtype]
+            start = part.placed.record + part.placed.offset * size
+            pieces.append(source.read(start, info.shape[0] * size))
     return b"".join(pieces)
 
 

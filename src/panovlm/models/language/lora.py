@@ -145,6 +145,35 @@ def adapter_effect(model: nn.Module) -> float | None:
     return effect
 
 
+def require_usual_adapters(model: nn.Module, settings: LoRASettings) -> None:
+    """Refuse a state in which the weights of a model do not say what it computes.
+
+    Args:
+        model: any module, with adapters or without.
+        settings: what is recorded of the adapters.
+
+    Raises:
+        ConfigError: adapters are added into the weights and there as well, so that loading would
+            add them twice; or they are scaled otherwise than recorded.
+    """
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        if layer.merged:
+            raise ConfigError(
+                f"the adapters of {name} are merged into its weight for now and would be added "
+                "once more by whoever loads it. Call unmerge_adapter() before the weights are "
+                "saved, or merge_adapters() of the model to merge them for good."
+            )
+        scale = layer.scaling.get(ADAPTER)
+        usual = settings.alpha / settings.rank
+        if settings.use_lora and scale is not None and not math.isclose(scale, usual):
+            raise ConfigError(
+                f"the adapters of {name} are scaled by {scale:g}, but lora.alpha / lora.rank is "
+                f"{usual:g}, which is what is saved. Scale them back before the weights are saved."
+            )
+
+
 def merge_lora(model: PeftModel) -> PreTrainedModel:
     """Add the adapters to the weights they belong to and return the plain language model.
 

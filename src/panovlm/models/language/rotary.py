@@ -170,7 +170,7 @@ def _check(module: nn.Module) -> None:
     for kind in _kinds(module):
         frequencies, scale = _frequencies(module, kind)
         ids = torch.tensor([[3]], device=frequencies.device)
-        given = (torch.zeros(1, device=frequencies.device), ids, *([kind] if kind else []))
+        given = (torch.zeros_like(frequencies[:1]), ids, *([kind] if kind else []))
         try:
             cos, _ = module.forward(*given)
         except (TypeError, IndexError, RuntimeError) as error:

@@ -82,22 +82,22 @@ class _Call:
         """Return memory for the states before every tile but the first."""
         tiles = -(-self.length // TILE)
         rows = self.batch * self.blocks * max(0, tiles - 1)
-        return torch.empty(rows * self.n * LANES)
+        return _empty(rows * self.n * LANES)
 
     def forward(self, kept: Tensor) -> Tensor:
         """Return the output; write states to ``kept`` unless it is empty."""
-        y = torch.empty(self.batch, self.length, self.width)
+        y = _empty(self.batch, self.length, self.width)
         self._run(kernels.forward, self.sequences, _flat(kept), _flat(y))
         return y.transpose(1, 2)
 
     def backward(self, kept: Tensor, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the eight tensors."""
         size = (self.batch, self.length, self.width)
-        du, d_delta = torch.empty(size), torch.empty(size)
-        dz = torch.empty(size if self.has_z else 0)
-        dA = torch.empty(self.groups, self.width, self.n)
-        dD, d_bias = torch.empty(self.groups, self.width), torch.empty(self.groups, self.width)
-        dB, dC = (torch.zeros(self.parts, self.batch, self.length, self.n) for _ in range(2))
+        du, d_delta = _empty(*size), _empty(*size)
+        dz = _empty(*size) if self.has_z else _empty(0)
+        dA = _empty(self.groups, self.width, self.n)
+        dD, d_bias = _empty(self.groups, self.width), _empty(self.groups, self.width)
+        dB, dC = (_empty(self.parts, self.batch, self.length, self.n).zero_() for _ in range(2))
         gradients = tuple(_flat(t) for t in (du, d_delta, dA, dB, dC, dD, dz, d_bias))
         dy = _width_last(dy)
         self._run(kernels.backward, [*self.sequences, dy], _flat(kept), _flat(dy), gradients)
@@ -141,8 +141,13 @@ class _Call:
             other.result()
 
 
+def _empty(*size: int) -> Tensor:
+    """Return room for float32 numbers, whatever torch's default type (bf16-true changes it)."""
+    return torch.empty(size, dtype=torch.float32)
+
+
 def _nothing(axes: int = 1) -> Tensor:
-    return torch.empty((0,) * axes)
+    return _empty(*(0,) * axes)
 
 
 def _width_last(t: Tensor) -> Tensor:

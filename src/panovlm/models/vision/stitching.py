@@ -120,7 +120,7 @@ def _resampling(
     # grid_sample has no coordinate for a picture of one column; a second, empty one gives it.
     canvas = max(columns, 2)
     with torch.inference_mode(mode=False):
-        unit = torch.eye(columns, canvas, device="cpu")[None, :, None, :]
+        unit = torch.eye(columns, canvas, dtype=torch.float32, device="cpu")[None, :, None, :]
         place = torch.linspace(0, span - 1, target, dtype=torch.float32, device="cpu")
         start = step * torch.arange(num_views, dtype=torch.float32, device="cpu")
         x = 2 * (place - start[:, None]) / (canvas - 1) - 1  # [V, target]

@@ -33,7 +33,7 @@ def gather_samples(features: Tensor) -> Tensor:
 
 def mean_items(items: int, device: torch.device) -> float:
     """Return the mean over all processes of the number of items."""
-    total = torch.tensor(float(items), device=device)
+    total = torch.tensor(float(items), dtype=torch.float32, device=device)
     distributed.all_reduce(total)
     return total.item() / _processes()
 
