@@ -32,7 +32,7 @@ def test_output_and_gradients_are_those_of_conv1d(length: int, number: int) -> N
         torch.testing.assert_close(own.grad, other.grad)
 
 
-def test_gradients_of_half_precision_are_summed_in_float32() -> None:
+def test_gradients_of_half_precision_stay_close() -> None:
     half = arguments(300, 4, torch.bfloat16)
     exact = [t.detach().double().requires_grad_() for t in half]
     for given in (half, exact):
