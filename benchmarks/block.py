@@ -195,7 +195,7 @@ def main() -> int:
     peers = "" if find_spec("mambapy") else "mambapy is not installed. "
     heading = "| shape | work | candidate | ms | times as long | error |"
     lines = [
-        f"{peers}Errors are those of the output and of every gradient, on 64 steps of one sequence.",
+        f"{peers}Errors are the largest of the output and all gradients, on 64 steps of one view.",
         "",
         heading,
         "|---" * 6 + "|",
