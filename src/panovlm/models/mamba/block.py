@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from panovlm.models.mamba.convolution import convolve
 from panovlm.models.mamba.loop import loop_past, loop_scan
 from panovlm.models.mamba.scan import selective_scan
 
@@ -67,7 +68,8 @@ class MambaMixer(nn.Module):
                 sequence a time step then sees the other ones. ``None``: each stands alone.
         """
         signal, gate = self.in_proj(x).chunk(2, dim=-1)  # [b, l, I] each
-        signal = nn.functional.silu(self._convolve(signal, loop))
+        signal = self._convolve(signal, loop)
+        signal = nn.functional.silu(signal, inplace=not signal.requires_grad)
         sizes = (self.dt_rank, self.d_state, self.d_state)
         dt, B, C = self.x_proj(signal).split(sizes, dim=-1)
         delta = dt @ self.dt_proj.weight.t()  # its bias joins in the scan, in float32
@@ -81,17 +83,9 @@ class MambaMixer(nn.Module):
         return self.out_proj(y.transpose(1, 2))
 
     def _convolve(self, x: Tensor, loop: int | None) -> Tensor:
-        """Convolve each channel of ``x`` ``[b, l, I]`` with its taps, causally.
-
-        As a picture of height 1 in channels-last order, which ``[b, l, I]`` already is, this is
-        two to five times faster on a CPU than the one-dimensional convolution.
-        """
-        taps = self.conv1d.weight.unsqueeze(2)  # [I, 1, 1, K]
-        past = taps.shape[-1] - 1
-        if loop is None:
-            padded = nn.functional.pad(x, (0, 0, past, 0))  # [b, l + K - 1, I]
-        else:
-            padded = torch.cat((loop_past(x, loop, past), x), 1)
-        picture = padded.transpose(1, 2).unsqueeze(2)  # [b, I, 1, l + K - 1]
-        y = nn.functional.conv2d(picture, taps, self.conv1d.bias, groups=len(taps))
-        return y.squeeze(2).transpose(1, 2)
+        """Convolve each channel of ``x`` ``[b, l, I]`` with its taps, causally."""
+        past = self.conv1d.weight.shape[-1] - 1
+        alone = loop is None
+        before = x.new_zeros(len(x), past, x.shape[2]) if alone else loop_past(x, loop, past)
+        assert self.conv1d.bias is not None
+        return convolve(torch.cat((before, x), 1), self.conv1d.weight, self.conv1d.bias)

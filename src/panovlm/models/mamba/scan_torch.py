@@ -67,7 +67,7 @@ def scan_from(
     def time_first(t: Tensor) -> Tensor:
         return t.to(dtype).permute(2, 0, 1).contiguous()
 
-    with _without_autocast(u.device):
+    with without_autocast(u.device):
         signal, step = time_first(u), time_first(delta)
         if delta_bias is not None:
             step = step + delta_bias.to(dtype)
@@ -116,7 +116,7 @@ def check_shapes(u: Tensor, A: Tensor, **others: Tensor | None) -> None:
             )
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Keep matrix products in the dtype of their operands, on devices that know autocast."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
@@ -154,7 +154,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         dy, d_after = grad_outputs
-        with _without_autocast(dy.device):
+        with without_autocast(dy.device):
             return _backward(ctx.saved_tensors, dy.contiguous(), d_after)
 
 
