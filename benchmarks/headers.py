@@ -136,7 +136,7 @@ def make(folder: Path, widths: Mapping[str, Any], kind: str) -> Path:
     model.attach_tokenizer(tokenizer)
     tied = "language_model.lm_head.weight"
     state = {
-        name: torch.full(tuple(tensor.shape), 0.01, dtype=tensor.dtype)
+        name: torch.full_like(tensor, 0.01, device="cpu") if tensor.is_meta else tensor
         for name, tensor in model.state_dict().items()
         if name != tied
     }
