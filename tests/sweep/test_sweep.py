@@ -148,9 +148,14 @@ def test_an_interrupt_gives_the_cell_up(capfd: Capture) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    assert main(["sweep", "sweep.yaml", "--output", str(stopped)]) == 130
-    thread.join()
+    # A shell that starts the tests in the background has them ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread.start()
+        assert main(["sweep", "sweep.yaml", "--output", str(stopped)]) == 130
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == "interrupted\n"
     assert not list(stopped.glob("cells/*"))
     with Store(stopped).locked():

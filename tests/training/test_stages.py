@@ -13,7 +13,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from panovlm.checkpoint.save import without_record
 from panovlm.models.model import PanoramaVLM
 from panovlm.training.run import train
 from panovlm.training.rundir import BEST, LAST
@@ -37,11 +36,13 @@ def initial(make_settings: Any) -> State:
     settings = make_settings(Path("unused"))
     lightning.seed_everything(settings.environment.seed, verbose=False)
     model = stage_model(settings, "vision", Tables(settings), None)
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    return {name: state[name].clone() for name in state if name != "recipe_bytes"}
 
 
 def weights(file: Path) -> State:
-    state = without_record(torch.load(file, weights_only=True)["state_dict"])
+    state = torch.load(file, weights_only=True)["state_dict"]
+    del state["model.recipe_bytes"]
     return {name.removeprefix("model."): tensor for name, tensor in state.items()}
 
 
