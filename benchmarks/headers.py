@@ -285,7 +285,7 @@ def main() -> int:
     if options.update:
         text = options.update.read_text(encoding="utf-8")
         before, rest = text.split(MARKS[0])
-        after = rest.split(MARKS[1])[1]
+        after = rest.split(MARKS[1], 1)[1]
         parts = (before, MARKS[0], "\n\n", "\n".join(lines), "\n", MARKS[1], after)
         options.update.write_text("".join(parts), encoding="utf-8")
     return 0
