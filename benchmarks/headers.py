@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from machine import machine, spread
+from table import replace_table
 
 from panovlm.checkpoint.export import Export
 from panovlm.checkpoint.load import build_empty
@@ -34,7 +35,6 @@ from panovlm.checkpoint.weight_files import Stored
 from panovlm.config.schema import Recipe
 from panovlm.models.language.tokenizer import prepare_tokenizer, word_tokenizer
 
-MARKS = ("<!-- benchmarks/headers.py -->", "<!-- end -->")
 WIDTHS: Mapping[str, Mapping[str, Any]] = {
     "small": {
         "tower": {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4},
@@ -283,11 +283,7 @@ def main() -> int:
         lines += [heading, "|---" * (heading.count("|") - 1) + "|", *found, ""]
     print("\n".join(lines))
     if options.update:
-        text = options.update.read_text(encoding="utf-8")
-        before, rest = text.split(MARKS[0])
-        after = rest.split(MARKS[1], 1)[1]
-        parts = (before, MARKS[0], "\n\n", "\n".join(lines), "\n", MARKS[1], after)
-        options.update.write_text("".join(parts), encoding="utf-8")
+        replace_table(options.update, "headers.py", lines)
     return 0
 
 

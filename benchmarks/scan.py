@@ -20,12 +20,12 @@ from statistics import median
 
 import torch
 from machine import machine, spread
+from table import replace_table
 from torch import Tensor, nn
 
 from panovlm.models.mamba import backends
 from panovlm.models.mamba.scan import selective_scan
 
-MARKS = ("<!-- benchmarks/scan.py -->", "<!-- end -->")
 SHAPES = {
     "large, B9 L256 D1792 N64": (9, 256, 1792, 64),
     "one view, B1 L256 D1792 N64": (1, 256, 1792, 64),
@@ -181,11 +181,7 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "rows": rows}), encoding="utf-8")
     if options.update:
-        text = options.update.read_text(encoding="utf-8")
-        before, rest = text.split(MARKS[0])
-        after = rest.split(MARKS[1], 1)[1]
-        parts = (before, MARKS[0], "\n\n", "\n".join(lines), "\n\n", MARKS[1], after)
-        options.update.write_text("".join(parts), encoding="utf-8")
+        replace_table(options.update, "scan.py", lines)
     return 0
 
 

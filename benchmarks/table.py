@@ -55,10 +55,17 @@ def publish(
     if given.json:
         given.json.write_text(json.dumps({"machine": machine(), "rows": rows}), encoding="utf-8")
     if given.update:
-        mark = f"<!-- benchmarks/{script} -->"
-        before, found, rest = given.update.read_text(encoding="utf-8").partition(mark)
-        if not found:
-            sys.exit(f"{given.update} has no line {mark}")
-        after = rest.split(END, 1)[1]
-        parts = (before, mark, "\n\n", "\n".join(told), "\n\n", END, after)
-        given.update.write_text("".join(parts), encoding="utf-8")
+        replace_table(given.update, script, told)
+
+
+def replace_table(page: Path, script: str, lines: Sequence[str]) -> None:
+    """Put lines between the two marks that a page has for a script; the rest of it stays."""
+    mark = f"<!-- benchmarks/{script} -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(mark)
+    if not found:
+        sys.exit(f"{page} has no line {mark}")
+    _, end, after = rest.partition(END)
+    if not end:
+        sys.exit(f"{page} has no line {END} after {mark}")
+    told = "\n".join(lines).strip()
+    page.write_text(f"{before}{mark}\n\n{told}\n\n{END}{after}", encoding="utf-8")
