@@ -28,10 +28,10 @@ import torch
 from machine import machine, spread
 from table import replace_table
 
-from panovlm.checkpoint.export import Export
-from panovlm.checkpoint.load import build_empty
-from panovlm.checkpoint.save import describe_model, embedded_entries
-from panovlm.checkpoint.weight_files import Stored
+from panovlm.checkpoint.loading.load import build_empty
+from panovlm.checkpoint.saving.export import Export
+from panovlm.checkpoint.saving.save import describe_model, embedded_entries
+from panovlm.checkpoint.saving.weight_files import Stored
 from panovlm.config.schema import Recipe
 from panovlm.models.language.tokenizer import prepare_tokenizer, word_tokenizer
 
@@ -68,7 +68,7 @@ names of tensors; they differ in width."""
 
 RESOLVE = """
 import json, sys, time
-from panovlm.checkpoint.describe import as_text
+from panovlm.checkpoint.report.describe import as_text
 from panovlm.checkpoint.resolve import resolve
 def counts():
     return dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())

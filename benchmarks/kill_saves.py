@@ -34,12 +34,12 @@ import torch
 from machine import machine
 from small_model import small_model
 
-from panovlm.checkpoint.load import build_empty, complete, prove_model
-from panovlm.checkpoint.locate import SIDECAR, locate
-from panovlm.checkpoint.metadata import EMBEDDED
+from panovlm.checkpoint.documents.metadata import EMBEDDED
+from panovlm.checkpoint.find.locate import SIDECAR, locate
+from panovlm.checkpoint.find.tree import checkpoints_below
+from panovlm.checkpoint.loading.load import build_empty, complete, prove_model
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import save_checkpoint, strip_metadata, without_record
-from panovlm.checkpoint.tree import checkpoints_below
+from panovlm.checkpoint.saving.save import save_checkpoint, strip_metadata, without_record
 from panovlm.cli.main import main as panovlm
 from panovlm.models.model import PanoramaVLM
 
@@ -290,7 +290,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kill_saves", "panovlm.checkpoint.convert"])
+    context.set_forkserver_preload(["kill_saves", "panovlm.checkpoint.saving.convert"])
     print(machine())
     print(
         "\n| killed while doing | killed | old model | new model | nothing | temporary files left "

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from panovlm.checkpoint import original
+from panovlm.checkpoint.documents import original
 from panovlm.checkpoint.fields import nest
 from panovlm.config.schema import Recipe
 from panovlm.models.configuration import PanoramaVLMConfig

@@ -17,11 +17,16 @@ import torch
 from benchmarks.gauntlet.observe import Observation, observe
 from torch import Tensor
 
+from panovlm.checkpoint.documents.metadata import EMBEDDED
 from panovlm.checkpoint.fields import flatten_mapping
-from panovlm.checkpoint.locate import SIDECAR
-from panovlm.checkpoint.metadata import EMBEDDED
+from panovlm.checkpoint.find.locate import SIDECAR
 from panovlm.checkpoint.probe.record import ENTRY as PROBE
-from panovlm.checkpoint.save import describe_model, embedded_entries, with_probe, write_tokenizer
+from panovlm.checkpoint.saving.save import (
+    describe_model,
+    embedded_entries,
+    with_probe,
+    write_tokenizer,
+)
 from panovlm.config.schema import LoRASettings, Settings
 from panovlm.models.assemble import new_model
 from panovlm.models.model import PanoramaVLM

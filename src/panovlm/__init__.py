@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from panovlm.checkpoint.repair import add_metadata
+    from panovlm.checkpoint.repair.metadata import add_metadata
     from panovlm.checkpoint.resolve import Resolution, resolve
     from panovlm.config.load import load_settings
     from panovlm.errors import (
@@ -30,7 +30,7 @@ _HOMES = {
     "PanoVLMError": "errors",
     "PanoramaVLM": "models.model",
     "Resolution": "checkpoint.resolve",
-    "add_metadata": "checkpoint.repair",
+    "add_metadata": "checkpoint.repair.metadata",
     "load_settings": "config.load",
     "resolve": "checkpoint.resolve",
 }

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import (
+from panovlm.checkpoint.saving.save import (
     describe_model,
     embedded_entries,
     save_checkpoint,

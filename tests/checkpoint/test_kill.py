@@ -16,16 +16,24 @@ from typing import Any
 import pytest
 import torch
 
-from panovlm.checkpoint import tree
-from panovlm.checkpoint.load import build_empty, complete, prove_model
-from panovlm.checkpoint.locate import SIDECAR, locate
+import panovlm
+from panovlm.checkpoint.find import tree
+from panovlm.checkpoint.find.locate import SIDECAR, locate
+from panovlm.checkpoint.loading.load import build_empty, complete, prove_model
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import save_checkpoint, strip_metadata
+from panovlm.checkpoint.saving.save import save_checkpoint, strip_metadata
 from panovlm.cli.main import main
 from panovlm.models.model import PanoramaVLM
 
-WATCHED = ("atomic.py", "convert.py", "export.py", "repair.py", "save.py", "weight_files.py")
-"""Files of ``panovlm.checkpoint`` that write, or decide the order in which things are written."""
+WATCHED = (
+    "atomic.py",
+    "checkpoint/repair/metadata.py",
+    "checkpoint/saving/convert.py",
+    "checkpoint/saving/export.py",
+    "checkpoint/saving/save.py",
+    "checkpoint/saving/weight_files.py",
+)
+"""Files of the package that write, or decide the order in which things are written."""
 OFTEN = 3
 KILLS = 5
 """Moments per operation; benchmarks/kill_saves.py tries hundreds, at random times."""
@@ -38,7 +46,7 @@ def killed_at(line: int, counted: Path, work: Callable[..., Any], *arguments: An
     """
     seen = 0
     reached: Counter[tuple[str, int]] = Counter()
-    files = {str(Path(tree.__file__).with_name(name)) for name in WATCHED}
+    files = {str(Path(panovlm.__file__).parent / name) for name in WATCHED}
 
     def inside(frame: Any, event: str, _: Any) -> Any:
         nonlocal seen
@@ -74,7 +82,7 @@ def context() -> Any:
     made.set_forkserver_preload(
         [
             "panovlm.cli.convert",
-            "panovlm.checkpoint.convert",
+            "panovlm.checkpoint.saving.convert",
             "panovlm.models.resamplers.mlp.module",
             "pytest",
             "transformers.models.qwen3.modeling_qwen3",

@@ -458,7 +458,7 @@ def test_resolving_needs_no_torch(build, files, backbones, write):
         "import sys\n"
         "for name in ('torch', 'transformers', 'numpy', 'lightning', 'peft'):\n"
         "    sys.modules[name] = None\n"
-        "from panovlm.checkpoint.describe import as_text\n"
+        "from panovlm.checkpoint.report.describe import as_text\n"
         "from panovlm.checkpoint.resolve import resolve\n"
         "found = resolve(sys.argv[1])\n"
         "print(as_text(found))\n"

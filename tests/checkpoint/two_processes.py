@@ -30,7 +30,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from panovlm.checkpoint.save import describe_model, embedded_entries
+from panovlm.checkpoint.saving.save import describe_model, embedded_entries
 from panovlm.models.model import PanoramaVLM
 
 

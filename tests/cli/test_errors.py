@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from panovlm.checkpoint.save import strip_metadata
+from panovlm.checkpoint.saving.save import strip_metadata
 from panovlm.cli.main import main
 
 HEADER = "url,instruction,response\n"

@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
-from panovlm.checkpoint.extract import extract_backbones
-from panovlm.checkpoint.save import save_checkpoint
+from panovlm.checkpoint.saving.extract import extract_backbones
+from panovlm.checkpoint.saving.save import save_checkpoint
 from panovlm.config.load import load_settings
 from panovlm.config.model_recipe import CropStrategy
 from panovlm.models.assemble import new_model

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from panovlm.checkpoint.save import save_checkpoint, strip_metadata
+from panovlm.checkpoint.saving.save import save_checkpoint, strip_metadata
 from panovlm.cli.main import main
 from panovlm.config.schema import ModelSettings, Settings
 from panovlm.models.assemble import new_model

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from panovlm.checkpoint.fields import RESAMPLER, bears, flatten
-from panovlm.checkpoint.load import assemble
+from panovlm.checkpoint.loading.load import assemble
 from panovlm.checkpoint.probe.check import check_probe
 from panovlm.checkpoint.probe.measure import precisions
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import strip_metadata
+from panovlm.checkpoint.saving.save import strip_metadata
 from panovlm.cli.main import main
 from panovlm.models.model import PanoramaVLM
 from panovlm.models.resamplers import recipe, recipes

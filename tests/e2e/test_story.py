@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from panovlm.checkpoint.save import strip_metadata, without_record
+from panovlm.checkpoint.saving.save import strip_metadata, without_record
 from panovlm.cli.main import main
 
 Capture = pytest.CaptureFixture[str]

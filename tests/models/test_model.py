@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import save_checkpoint
+from panovlm.checkpoint.saving.save import save_checkpoint
 from panovlm.config.schema import LoRASettings, Settings
 from panovlm.errors import CheckpointError, ConfigError
 from panovlm.models.assemble import new_model

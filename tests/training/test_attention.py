@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.training.conftest import MakeSettings
 
-from panovlm.checkpoint.save import describe_model
+from panovlm.checkpoint.saving.save import describe_model
 from panovlm.cli.options import ATTENTIONS
 from panovlm.config.schema import Attention
 from panovlm.errors import ConfigError, MissingDependencyError

@@ -16,12 +16,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from panovlm.checkpoint.load import assemble
+from panovlm.checkpoint.loading.load import assemble
 from panovlm.checkpoint.probe.check import check_probe
 from panovlm.checkpoint.probe.measure import precisions
+from panovlm.checkpoint.report.verify import verify
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import strip_metadata
-from panovlm.checkpoint.verify import verify
+from panovlm.checkpoint.saving.save import strip_metadata
 from panovlm.config.model_recipe import TargetPreset
 from panovlm.config.schema import Attention
 from panovlm.evaluation.session import run_evaluation

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from panovlm.checkpoint.load import build_empty, prove_model
-from panovlm.checkpoint.locate import locate
+from panovlm.checkpoint.find.locate import locate
+from panovlm.checkpoint.loading.load import build_empty, prove_model
 from panovlm.checkpoint.resolve import resolve
 from panovlm.cli.main import main
 from panovlm.training.rundir import BEST, LAST

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import panovlm.training.run
-from panovlm.checkpoint.metadata import EMBEDDED
+from panovlm.checkpoint.documents.metadata import EMBEDDED
 from panovlm.config.schema import Settings
 from panovlm.errors import CheckpointError, ConfigError
 from panovlm.training.checkpoints import AtomicCheckpointIO

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 import panovlm.training.stage
-from panovlm.checkpoint.load import build_empty, prove_model
+from panovlm.checkpoint.loading.load import build_empty, prove_model
 from panovlm.checkpoint.resolve import resolve
 from panovlm.config.schema import Settings
 from panovlm.errors import CheckpointError, ConfigError

@@ -18,7 +18,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from panovlm.checkpoint.verify import verify
+from panovlm.checkpoint.report.verify import verify
 from panovlm.config.schema import CropStrategy, ModelSettings
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.image import read_panorama

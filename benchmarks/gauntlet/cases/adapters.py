@@ -17,8 +17,8 @@ from benchmarks.gauntlet.stock import Stock, state_of, write_run
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from panovlm.checkpoint.borrow import find_left_out
-from panovlm.checkpoint.save import describe_model, with_probe, write_tokenizer
+from panovlm.checkpoint.loading.borrow import find_left_out
+from panovlm.checkpoint.saving.save import describe_model, with_probe, write_tokenizer
 from panovlm.models.model import PanoramaVLM
 
 BESIDE = "Adapters in a folder of their own"

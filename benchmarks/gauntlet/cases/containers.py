@@ -14,9 +14,9 @@ from benchmarks.gauntlet.stock import Stock, contents_of, describe, state_of, wr
 from safetensors.torch import save_file
 
 from benchmarks import zero_writer
-from panovlm.checkpoint.convert import Target, convert
-from panovlm.checkpoint.locate import SIDECAR
-from panovlm.checkpoint.save import describe_model, embedded_entries
+from panovlm.checkpoint.find.locate import SIDECAR
+from panovlm.checkpoint.saving.convert import Target, convert
+from panovlm.checkpoint.saving.save import describe_model, embedded_entries
 from panovlm.models.model import PanoramaVLM
 
 GROUP = "Containers"

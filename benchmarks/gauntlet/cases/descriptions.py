@@ -19,7 +19,7 @@ from benchmarks.gauntlet.stock import (
 )
 
 from panovlm.checkpoint.fields import nest
-from panovlm.checkpoint.repair import add_metadata
+from panovlm.checkpoint.repair.metadata import add_metadata
 from panovlm.checkpoint.resolve import resolve
 from panovlm.models.model import PanoramaVLM
 

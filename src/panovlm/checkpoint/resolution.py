@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from panovlm.checkpoint.adapters import Part
-from panovlm.checkpoint.averages import Weights
+from panovlm.checkpoint.documents.metadata import CheckpointMetadata, Prefix
+from panovlm.checkpoint.documents.recipe_record import ORIGIN, RecipeRecord
+from panovlm.checkpoint.documents.sources import Claims
 from panovlm.checkpoint.fields import FieldMap
+from panovlm.checkpoint.find.adapters import Part
+from panovlm.checkpoint.find.locate import Location
 from panovlm.checkpoint.formats import Header
-from panovlm.checkpoint.infer import Inferred
-from panovlm.checkpoint.keymap import MARKERS, KeyMap
-from panovlm.checkpoint.locate import Location
-from panovlm.checkpoint.metadata import CheckpointMetadata, Prefix
+from panovlm.checkpoint.names.averages import Weights
+from panovlm.checkpoint.names.keymap import MARKERS, KeyMap
 from panovlm.checkpoint.probe.record import ENTRY as PROBE
-from panovlm.checkpoint.recipe_record import ORIGIN, RecipeRecord
-from panovlm.checkpoint.sources import Claims
+from panovlm.checkpoint.settle.infer import Inferred
 from panovlm.config.model_recipe import Recipe
 from panovlm.errors import CheckpointError, ContradictionError
 

@@ -14,25 +14,27 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from panovlm.checkpoint.adapters import find_adapters
-from panovlm.checkpoint.averages import Weights
-from panovlm.checkpoint.backbones import UNNAMED
+from panovlm.checkpoint.documents.metadata import fingerprints
+from panovlm.checkpoint.documents.recipe_record import read_record
+from panovlm.checkpoint.documents.sources import Claims, DocumentReader
 from panovlm.checkpoint.fields import RESAMPLER, FieldMap, bears, nest
+from panovlm.checkpoint.find.adapters import find_adapters
+from panovlm.checkpoint.find.locate import Location, locate
+from panovlm.checkpoint.find.shells import refuse_shells
 from panovlm.checkpoint.formats import Header, read_header
-from panovlm.checkpoint.infer import Inferred, infer
-from panovlm.checkpoint.keys import map_keys
-from panovlm.checkpoint.locate import Location, locate
-from panovlm.checkpoint.metadata import fingerprints
-from panovlm.checkpoint.recipe_record import read_record
-from panovlm.checkpoint.references import BACKBONES as ELSEWHERE
-from panovlm.checkpoint.references import borrowed, own_document
+from panovlm.checkpoint.loading.references import BACKBONES as ELSEWHERE
+from panovlm.checkpoint.loading.references import borrowed, own_document
+from panovlm.checkpoint.names.averages import Weights
+from panovlm.checkpoint.names.keys import map_keys
 from panovlm.checkpoint.resolution import FINGERPRINT, Conflict, Resolution, Source
-from panovlm.checkpoint.settle_backbones import (
+from panovlm.checkpoint.settle.backbone_files import UNNAMED
+from panovlm.checkpoint.settle.backbones import (
     BACKBONES,
     LANGUAGE,
 )
-from panovlm.checkpoint.settle_fields import settle
-from panovlm.checkpoint.settling import (
+from panovlm.checkpoint.settle.fields import settle
+from panovlm.checkpoint.settle.infer import Inferred, infer
+from panovlm.checkpoint.settle.settling import (
     OVERRIDE,
     Prefer,
     Settling,
@@ -41,9 +43,7 @@ from panovlm.checkpoint.settling import (
     preferred,
     stated_otherwise,
 )
-from panovlm.checkpoint.shapes import Shapes
-from panovlm.checkpoint.shells import refuse_shells
-from panovlm.checkpoint.sources import Claims, DocumentReader
+from panovlm.checkpoint.settle.shapes import Shapes
 from panovlm.config.model_recipe import Recipe
 from panovlm.config.recipe_overrides import apply_recipe_overrides
 from panovlm.errors import CheckpointError, ConfigError

@@ -13,7 +13,7 @@ from panovlm.cli.options import about, add_loading_options, loading_choices
 from panovlm.cli.progress import tracked
 
 if TYPE_CHECKING:
-    from panovlm.checkpoint.repair import Failure, Repair
+    from panovlm.checkpoint.repair.metadata import Failure, Repair
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Describe, and say what was found; 1 if a checkpoint of a tree could not be described."""
-    from panovlm.checkpoint.atomic import write_json
+    from panovlm.atomic import write_json
 
     found: list[Repair | Failure] = []
     for result in _results(options):
@@ -49,8 +49,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> Iterator[Repair | Failure]:
-    from panovlm.checkpoint.repair import add_metadata, add_metadata_below
-    from panovlm.checkpoint.tree import checkpoints_by_folder
+    from panovlm.checkpoint.find.tree import checkpoints_by_folder
+    from panovlm.checkpoint.repair.metadata import add_metadata, add_metadata_below
 
     choices = {**loading_choices(options), "dry_run": options.dry_run}
     if options.checkpoint:
@@ -63,7 +63,7 @@ def _results(options: argparse.Namespace) -> Iterator[Repair | Failure]:
 
 def _one(repair: Repair | Failure) -> Iterator[str]:
     """Say everything about one checkpoint."""
-    from panovlm.checkpoint.repair import Repair
+    from panovlm.checkpoint.repair.metadata import Repair
 
     assert isinstance(repair, Repair)
     yield f"{repair.path}: {repair.status}"
@@ -75,7 +75,7 @@ def _one(repair: Repair | Failure) -> Iterator[str]:
 
 def _line(result: Repair | Failure) -> Iterator[str]:
     """Say the main thing about one checkpoint of many."""
-    from panovlm.checkpoint.repair import Failure
+    from panovlm.checkpoint.repair.metadata import Failure
 
     status = f"{result.status:<16}"
     if isinstance(result, Failure):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from panovlm.checkpoint.describe import remarks
+from panovlm.checkpoint.report.describe import remarks
 from panovlm.cli.options import (
     add_attention_option,
     add_device_options,

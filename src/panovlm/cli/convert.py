@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     quiet()
     if options.to == "backbones":
         return _extract(options)
-    from panovlm.checkpoint.convert import convert
+    from panovlm.checkpoint.saving.convert import convert
 
     done = convert(
         options.checkpoint,
@@ -65,7 +65,7 @@ def _extract(options: argparse.Namespace) -> int:
         raise ConfigError("--dtype does not apply to backbones; they are written as they are.")
     from transformers.utils import logging
 
-    from panovlm.checkpoint.extract import extract_backbones
+    from panovlm.checkpoint.saving.extract import extract_backbones
 
     logging.disable_progress_bar()
     for folder in extract_backbones(

@@ -24,15 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the differences; 1 if there are any."""
-    from panovlm.checkpoint.compare import Comparison
-    from panovlm.checkpoint.compare_report import as_json, as_text, is_same
+    from panovlm.checkpoint.report.compare import Comparison
+    from panovlm.checkpoint.report.compare_report import as_json, as_text, is_same
     from panovlm.checkpoint.resolve import resolve
 
     one, other = (resolve(path, weights=options.copy) for path in (options.one, options.other))
     found = Comparison(one, other)
     apart = None
     if options.weights:
-        from panovlm.checkpoint.distance import distances
+        from panovlm.checkpoint.report.distance import distances
 
         apart = distances(found)
     print(json.dumps(as_json(found, apart), indent=2) if options.json else as_text(found, apart))

@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from panovlm.checkpoint.describe import remarks
-from panovlm.checkpoint.locate import locate
+from panovlm.checkpoint.find.locate import locate
+from panovlm.checkpoint.report.describe import remarks
 from panovlm.cli.options import (
     add_attention_option,
     add_device_options,

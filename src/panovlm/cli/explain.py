@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the explanation; 1 if the sources contradict each other about the field."""
-    from panovlm.checkpoint.explain import as_text, explain
+    from panovlm.checkpoint.report.explain import as_text, explain
     from panovlm.checkpoint.resolve import resolve
 
     resolution = resolve(options.checkpoint, **loading_choices(options))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from panovlm.cli.options import about, add_loading_options, loading_choices
 
 if TYPE_CHECKING:
-    from panovlm.checkpoint.survey import Finding
+    from panovlm.checkpoint.report.survey import Finding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the resolution, or one line for every checkpoint; 1 if one would not load."""
-    from panovlm.checkpoint.tree import is_tree
+    from panovlm.checkpoint.find.tree import is_tree
 
     if options.recursive or is_tree(options.checkpoint):
         return _tree(options)
-    from panovlm.checkpoint.describe import as_json, as_text, verdict
+    from panovlm.checkpoint.report.describe import as_json, as_text, verdict
+    from panovlm.checkpoint.report.survey import LOADS
     from panovlm.checkpoint.resolve import resolve
-    from panovlm.checkpoint.survey import LOADS
 
     found = resolve(options.checkpoint, **loading_choices(options))
     print(json.dumps(as_json(found), indent=2) if options.json else as_text(found))
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _tree(options: argparse.Namespace) -> int:
-    from panovlm.checkpoint.survey import LOADS, survey
+    from panovlm.checkpoint.report.survey import LOADS, survey
 
     findings: list[Finding] = []
     for finding in survey(options.checkpoint, **loading_choices(options)):

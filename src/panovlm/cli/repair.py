@@ -11,7 +11,7 @@ from panovlm.cli.options import add_loading_options, overrides
 from panovlm.cli.quiet import quiet
 
 if TYPE_CHECKING:
-    from panovlm.checkpoint.solve import Solution, Solutions
+    from panovlm.checkpoint.repair.solve import Solution, Solutions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Search, print, perhaps write; 1 if a part does not give its old result."""
     quiet()
-    from panovlm.checkpoint.solve import solve
+    from panovlm.checkpoint.repair.solve import solve
 
     found = solve(
         options.checkpoint,

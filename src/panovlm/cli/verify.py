@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     quiet()
     import torch
 
-    from panovlm.checkpoint.verify import verify
+    from panovlm.checkpoint.report.verify import verify
 
     found = verify(
         options.checkpoint,

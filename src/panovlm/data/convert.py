@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from panovlm.checkpoint.atomic import atomic_write
+from panovlm.atomic import atomic_write
 from panovlm.data.published import LAYOUTS, Found
 from panovlm.errors import DataError
 

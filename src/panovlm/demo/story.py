@@ -14,11 +14,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from panovlm.checkpoint.load import build_empty
-from panovlm.checkpoint.locate import CONFIG, SIDECAR, TOKENIZER, locate
-from panovlm.checkpoint.repair import add_metadata
+from panovlm.checkpoint.find.locate import CONFIG, SIDECAR, TOKENIZER, locate
+from panovlm.checkpoint.loading.load import build_empty
+from panovlm.checkpoint.repair.metadata import add_metadata
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import strip_metadata
+from panovlm.checkpoint.saving.save import strip_metadata
 from panovlm.config.load import load_settings
 from panovlm.config.schema import RESAMPLER_CONFIGS, Settings
 from panovlm.data.samples import read_tables

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from panovlm.checkpoint.atomic import write_bytes
+from panovlm.atomic import write_bytes
 from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer, Question
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from panovlm.checkpoint.atomic import write_bytes, write_json
+from panovlm.atomic import write_bytes, write_json
 from panovlm.errors import DataError
 from panovlm.evaluation.answers import GROUP_COLUMNS, Answer, Question, groups_of
 

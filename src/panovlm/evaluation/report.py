@@ -22,7 +22,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from panovlm.checkpoint.atomic import write_bytes
+from panovlm.atomic import write_bytes
 from panovlm.config.schema import ImageProcessing
 from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer

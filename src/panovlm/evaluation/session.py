@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from panovlm.checkpoint.describe import rows as config_rows
-from panovlm.checkpoint.metadata import library_versions
+from panovlm.checkpoint.documents.metadata import library_versions
+from panovlm.checkpoint.report.describe import rows as config_rows
 from panovlm.config.image_input import PLAIN, ImageInput
 from panovlm.config.legacy import translate
 from panovlm.config.load import load_mapping

@@ -27,7 +27,7 @@ from panovlm.panorama.pipeline import ViewPipeline
 
 if TYPE_CHECKING:
     from panovlm.checkpoint.resolution import Resolution
-    from panovlm.checkpoint.settling import Prefer
+    from panovlm.checkpoint.settle.settling import Prefer
 
 
 class PanoramaVLM(PanoramaNetwork):
@@ -265,7 +265,7 @@ class PanoramaVLM(PanoramaNetwork):
         Warns:
             AssumedSettingsWarning: settings that decide what the model computes had to be assumed.
         """
-        from panovlm.checkpoint.load import load_checkpoint
+        from panovlm.checkpoint.loading.load import load_checkpoint
 
         if device == "auto":
             device = torch.accelerator.current_accelerator() or "cpu"

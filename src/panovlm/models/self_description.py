@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from panovlm.checkpoint.documents.recipe_record import RecipeRecord
 from panovlm.checkpoint.formats.header import RECORD
-from panovlm.checkpoint.recipe_record import RecipeRecord
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.lora import require_usual_adapters
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from panovlm.checkpoint.atomic import write_json
+from panovlm.atomic import write_json
 from panovlm.config.validation import validate
 from panovlm.sweep.cells import Cell
 from panovlm.sweep.store import Outcome, Store

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from panovlm.checkpoint.atomic import remove_leftovers, write_json
+from panovlm.atomic import remove_leftovers, write_json
 from panovlm.config.base import StrictModel
 from panovlm.config.schema import Settings
 from panovlm.config.validation import validate

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from panovlm.checkpoint.atomic import write_bytes, write_json
+from panovlm.atomic import write_bytes, write_json
 from panovlm.errors import ConfigError
 from panovlm.sweep.compare import Comparison, Row
 from panovlm.sweep.statistics import Interval

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from panovlm.checkpoint.atomic import write_json
+from panovlm.atomic import write_json
 from panovlm.cli.quiet import quiet, quiet_trainer
 from panovlm.config.load import dump_yaml
 from panovlm.config.schema import Settings

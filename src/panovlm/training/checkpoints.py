@@ -12,8 +12,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from panovlm.checkpoint.atomic import atomic_write, link_or_copy
-from panovlm.checkpoint.save import write_sidecar, write_tokenizer
+from panovlm.atomic import atomic_write, link_or_copy
+from panovlm.checkpoint.saving.save import write_sidecar, write_tokenizer
 from panovlm.training.module import StageModule
 from panovlm.training.random_state import random_state, set_random_state
 from panovlm.training.rundir import BEST, LAST, checkpoint_name

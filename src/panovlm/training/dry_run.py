@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig
 
-from panovlm.checkpoint.backbones import named_config
+from panovlm.checkpoint.settle.backbone_files import named_config
 from panovlm.config.schema import ModelSettings, Settings
 from panovlm.data.samples import read_tables
 from panovlm.data.tables import expanded

@@ -8,7 +8,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from panovlm.checkpoint.load import convert
+from panovlm.checkpoint.loading.load import convert
 from panovlm.config.schema import StageConfig, Trainable, usually_trainable
 from panovlm.errors import ConfigError
 from panovlm.models.model import PanoramaVLM

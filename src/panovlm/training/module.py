@@ -12,10 +12,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from panovlm.checkpoint.borrow import put_back
-from panovlm.checkpoint.keymap import MARKERS
-from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, parse
-from panovlm.checkpoint.save import embedded_entries, with_probe
+from panovlm.checkpoint.documents.metadata import EMBEDDED, CheckpointMetadata, parse
+from panovlm.checkpoint.loading.borrow import put_back
+from panovlm.checkpoint.names.keymap import MARKERS
+from panovlm.checkpoint.saving.save import embedded_entries, with_probe
 from panovlm.config.schema import StageConfig
 from panovlm.errors import PanoVLMError
 from panovlm.models.language.chat import IGNORED

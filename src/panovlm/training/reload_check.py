@@ -25,11 +25,11 @@ from torch import Tensor
 import panovlm
 from panovlm.checkpoint.fields import flatten
 from panovlm.checkpoint.formats import load_tensors
-from panovlm.checkpoint.load import prove_model
+from panovlm.checkpoint.loading.load import prove_model
 from panovlm.checkpoint.probe.measure import is_sharded, samples
+from panovlm.checkpoint.report.verify import verify
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.verify import verify
 from panovlm.errors import CheckpointError, ConfigError, PanoVLMError
 from panovlm.training.checkpoints import AtomicCheckpointIO
 from panovlm.training.module import StageModule

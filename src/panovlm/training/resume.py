@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from panovlm.checkpoint.documents.metadata import EMBEDDED, CheckpointMetadata, parse
 from panovlm.checkpoint.fields import flatten
 from panovlm.checkpoint.formats import read_header
-from panovlm.checkpoint.metadata import EMBEDDED, CheckpointMetadata, parse
 from panovlm.errors import CheckpointError, ConfigError
 
 _SHOWN = 5

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-from panovlm.checkpoint.atomic import remove_leftovers, write_bytes
-from panovlm.checkpoint.borrow import NOTHING, find_left_out
-from panovlm.checkpoint.locate import CONFIG, locate
+from panovlm.atomic import remove_leftovers, write_bytes
+from panovlm.checkpoint.find.locate import CONFIG, locate
+from panovlm.checkpoint.loading.borrow import NOTHING, find_left_out
 from panovlm.config.schema import Settings
 from panovlm.data.module import PanoramaData
 from panovlm.data.synthetic import write_scenes

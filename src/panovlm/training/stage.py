@@ -15,11 +15,11 @@ from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
-from panovlm.checkpoint.borrow import NOTHING, LeftOut
+from panovlm.checkpoint.documents.metadata import CheckpointMetadata, TrainingRecord
 from panovlm.checkpoint.fields import flatten
-from panovlm.checkpoint.load import load_checkpoint
-from panovlm.checkpoint.metadata import CheckpointMetadata, TrainingRecord
-from panovlm.checkpoint.save import describe_model
+from panovlm.checkpoint.loading.borrow import NOTHING, LeftOut
+from panovlm.checkpoint.loading.load import load_checkpoint
+from panovlm.checkpoint.saving.save import describe_model
 from panovlm.config.schema import Settings, StageConfig
 from panovlm.data.module import PanoramaData
 from panovlm.data.samples import one_per_image

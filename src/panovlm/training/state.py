@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from panovlm.checkpoint.atomic import write_bytes
-from panovlm.checkpoint.metadata import now
+from panovlm.atomic import write_bytes
+from panovlm.checkpoint.documents.metadata import now
 from panovlm.config.base import StrictModel
 from panovlm.config.schema import Settings
 from panovlm.errors import ConfigError

@@ -27,10 +27,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from panovlm.checkpoint.describe import as_json, as_text
 from panovlm.checkpoint.formats import load_tensors, read_attachments, read_header
+from panovlm.checkpoint.report.describe import as_json, as_text
 from panovlm.checkpoint.resolve import resolve
-from panovlm.checkpoint.save import save_checkpoint
+from panovlm.checkpoint.saving.save import save_checkpoint
 from panovlm.config.schema import LoRASettings
 from panovlm.errors import PanoVLMError
 

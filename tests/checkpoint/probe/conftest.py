@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from panovlm.checkpoint.locate import SIDECAR
-from panovlm.checkpoint.metadata import EMBEDDED
-from panovlm.checkpoint.save import save_checkpoint, without_record
+from panovlm.checkpoint.documents.metadata import EMBEDDED
+from panovlm.checkpoint.find.locate import SIDECAR
+from panovlm.checkpoint.saving.save import save_checkpoint, without_record
 
 
 @pytest.fixture(scope="session")

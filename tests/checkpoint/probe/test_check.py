@@ -8,14 +8,14 @@ import shutil
 import pytest
 import torch
 
-from panovlm.checkpoint.convert import convert
-from panovlm.checkpoint.document import document
-from panovlm.checkpoint.locate import SIDECAR
-from panovlm.checkpoint.metadata import EMBEDDED
+from panovlm.checkpoint.documents.document import document
+from panovlm.checkpoint.documents.metadata import EMBEDDED
+from panovlm.checkpoint.find.locate import SIDECAR
 from panovlm.checkpoint.probe.record import ENTRY, Probe
-from panovlm.checkpoint.repair import add_metadata
-from panovlm.checkpoint.save import save_checkpoint, without_record
-from panovlm.checkpoint.solve import solve
+from panovlm.checkpoint.repair.metadata import add_metadata
+from panovlm.checkpoint.repair.solve import solve
+from panovlm.checkpoint.saving.convert import convert
+from panovlm.checkpoint.saving.save import save_checkpoint, without_record
 from panovlm.config.schema import LoRASettings
 from panovlm.errors import CheckpointError
 from panovlm.models.language.lora import merge_lora

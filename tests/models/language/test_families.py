@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from panovlm.checkpoint.shapes import Shapes
+from panovlm.checkpoint.settle.shapes import Shapes
 from panovlm.config.schema import LoRASettings
 from panovlm.errors import CheckpointError, ContradictionError
 from panovlm.models.language.adapters import built_names

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from panovlm.checkpoint.shapes import Shapes
+from panovlm.checkpoint.settle.shapes import Shapes
 from panovlm.errors import ContradictionError
 from panovlm.models.resamplers import recipe
 from panovlm.models.resamplers.bimamba.recipe import BiMambaSettings, shortest_expand

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import RegNetConfig
 from transformers.models.regnet.modeling_regnet import RegNetYLayer
 
-from panovlm.checkpoint.shapes import Shapes
+from panovlm.checkpoint.settle.shapes import Shapes
 from panovlm.errors import ConfigError, ContradictionError
 from panovlm.models.resamplers import recipe
 from panovlm.models.resamplers.c_abstractor.recipe import CAbstractorSettings, squeezed

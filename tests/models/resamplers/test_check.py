@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from panovlm.checkpoint.shapes import Observations
+from panovlm.checkpoint.settle.shapes import Observations
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipe, recipes
 from panovlm.models.resamplers.check import check_recipe

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from panovlm.checkpoint.shapes import Shapes
+from panovlm.checkpoint.settle.shapes import Shapes
 from panovlm.models.resamplers import recipe, recipes
 
 Named = dict[str, tuple[int, ...]]

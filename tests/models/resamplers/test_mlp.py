@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panovlm.checkpoint.shapes import Shapes
+from panovlm.checkpoint.settle.shapes import Shapes
 from panovlm.errors import ContradictionError
 from panovlm.models.resamplers import recipe
 from panovlm.models.resamplers.mlp.recipe import MLPSettings

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panovlm.checkpoint.shapes import Shapes
+from panovlm.checkpoint.settle.shapes import Shapes
 from panovlm.errors import ContradictionError
 from panovlm.models.resamplers import ResamplerRecipe, ResamplerSettings, recipe, recipes
 
@@ -215,7 +215,7 @@ def test_inference_needs_no_torch() -> None:
     code = """
 import sys
 import panovlm.models.resamplers as resamplers
-from panovlm.checkpoint.shapes import Shapes
+from panovlm.checkpoint.settle.shapes import Shapes
 shapes = Shapes({"mlp.0.weight": (4, 3), "mlp.0.bias": (4,)})
 [found] = [r for r in resamplers.recipes().values() if not r.missing(shapes)]
 assert found.infer(shapes)["latent_dimension"].value == 4

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from panovlm.checkpoint.infer import claimant
-from panovlm.checkpoint.shapes import Shapes
+from panovlm.checkpoint.settle.infer import claimant
+from panovlm.checkpoint.settle.shapes import Shapes
 from panovlm.errors import CheckpointError, ConfigError, ContradictionError
 from panovlm.models.resamplers import recipe
 from panovlm.models.vision.grid import ViewGrid

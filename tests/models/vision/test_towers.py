@@ -19,7 +19,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from panovlm.checkpoint.shapes import Observed, Shapes
+from panovlm.checkpoint.settle.shapes import Observed, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
 from panovlm.models.vision.released import published
 from panovlm.models.vision.tower_names import current_names

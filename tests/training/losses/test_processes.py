@@ -14,7 +14,7 @@ import torch
 from tests.training.conftest import MakeSettings
 from tests.training.losses.two_halves import CUTS
 
-from panovlm.checkpoint.save import save_checkpoint
+from panovlm.checkpoint.saving.save import save_checkpoint
 from panovlm.config.schema import ModelSettings
 from panovlm.training.losses.processes import gathers
 from panovlm.training.stage import stage_model

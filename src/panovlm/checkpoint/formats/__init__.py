@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from panovlm.checkpoint.averages import Weights, choose
 from panovlm.checkpoint.formats import (
     legacytorch,
     safetensors,
@@ -42,6 +41,7 @@ from panovlm.checkpoint.formats.lookalike import describe_file
 from panovlm.checkpoint.formats.source import Source
 from panovlm.checkpoint.formats.split import FolderReader, read_bytes
 from panovlm.checkpoint.formats.zerofiles import is_deepspeed
+from panovlm.checkpoint.names.averages import Weights, choose
 from panovlm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def load_tensors(path: str | Path, weights: Weights | None = None) -> dict[str, 
     A tensor that is split over several places of a folder is put together in memory. For all
     others, pages are read from the disk when they are touched, and writing to a tensor never
     changes the file. The file must not be overwritten in place while its tensors live; replacing
-    it by renaming, as :mod:`panovlm.checkpoint.atomic` does, is safe.
+    it by renaming, as :mod:`panovlm.atomic` does, is safe.
 
     Args:
         path: as for :func:`read_header`.

@@ -17,13 +17,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from panovlm.checkpoint.averages import (
-    COUNTERS,
-    Weights,
-    choose,
-    entry_is_averaged,
-    lightning_averages,
-)
 from panovlm.checkpoint.formats.dcpindex import Index, Item, Steps
 from panovlm.checkpoint.formats.header import (
     ATTACHMENTS,
@@ -40,6 +33,13 @@ from panovlm.checkpoint.formats.saved import TRAINING, Companions, SavedObject
 from panovlm.checkpoint.formats.source import Source, inside
 from panovlm.checkpoint.formats.split import Box, Part, SplitTensor, is_row, read_bytes, whole
 from panovlm.checkpoint.formats.torchzip import data_start, open_archive
+from panovlm.checkpoint.names.averages import (
+    COUNTERS,
+    Weights,
+    choose,
+    entry_is_averaged,
+    lightning_averages,
+)
 from panovlm.errors import CheckpointError
 
 REST = "meta.pt"

@@ -24,7 +24,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from panovlm.checkpoint.averages import Weights, choose
 from panovlm.checkpoint.formats.header import (
     Header,
     Placement,
@@ -38,6 +37,7 @@ from panovlm.checkpoint.formats.source import Source
 from panovlm.checkpoint.formats.split import Part, SplitTensor, is_row, read_bytes, whole
 from panovlm.checkpoint.formats.zerofiles import StateFiles, find_states, list_states
 from panovlm.checkpoint.formats.zerostates import Shapes, States
+from panovlm.checkpoint.names.averages import Weights, choose
 from panovlm.errors import CheckpointError
 
 _OWN = (

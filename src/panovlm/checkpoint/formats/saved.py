@@ -18,7 +18,6 @@ from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
-from panovlm.checkpoint.averages import COUNTERS, entry_is_averaged
 from panovlm.checkpoint.formats.header import (
     ATTACHMENTS,
     ITEMSIZE,
@@ -32,6 +31,7 @@ from panovlm.checkpoint.formats.header import (
 from panovlm.checkpoint.formats.names import Foreign, Global, StoredTensor
 from panovlm.checkpoint.formats.source import Source
 from panovlm.checkpoint.formats.ziparchive import Record
+from panovlm.checkpoint.names.averages import COUNTERS, entry_is_averaged
 from panovlm.errors import CheckpointError
 
 TRAINING = (

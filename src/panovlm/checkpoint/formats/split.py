@@ -12,9 +12,9 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from panovlm.checkpoint.averages import Weights
 from panovlm.checkpoint.formats.header import ITEMSIZE, Header, Placement, TensorInfo
 from panovlm.checkpoint.formats.source import Source
+from panovlm.checkpoint.names.averages import Weights
 
 _CELLS = 1024  # of the common grid, beside sixteen for each box
 

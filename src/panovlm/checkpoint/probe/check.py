@@ -8,8 +8,8 @@ from math import inf
 
 from transformers import PreTrainedTokenizerBase
 
-from panovlm.checkpoint.candidates import candidates, value_of
 from panovlm.checkpoint.fields import bears, flatten
+from panovlm.checkpoint.probe.candidates import candidates, value_of
 from panovlm.checkpoint.probe.compare import (
     EXACT,
     PICTURES,

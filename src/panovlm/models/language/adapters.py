@@ -8,7 +8,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from panovlm.checkpoint.shapes import Observations, Shapes
+from panovlm.checkpoint.settle.shapes import Observations, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
 
 ADAPTER = "default"

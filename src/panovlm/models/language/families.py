@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from panovlm.checkpoint.shapes import Observations, Shapes
+from panovlm.checkpoint.settle.shapes import Observations, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
 from panovlm.models.language.adapters import LoRAName, infer_lora, strip_lora_name
 from panovlm.models.language.released import Sizes, assume

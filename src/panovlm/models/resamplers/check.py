@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from panovlm.checkpoint.shapes import Shapes
+from panovlm.checkpoint.settle.shapes import Shapes
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipes
 from panovlm.models.resamplers.recipe import ResamplerRecipe, ResamplerSettings

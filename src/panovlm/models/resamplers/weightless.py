@@ -7,7 +7,7 @@ per channel, and there is one for every setting that shapes shall show.
 
 from __future__ import annotations
 
-from panovlm.checkpoint.shapes import Observations, Shapes
+from panovlm.checkpoint.settle.shapes import Observations, Shapes
 from panovlm.errors import ConfigError, ContradictionError
 from panovlm.models.resamplers.recipe import ResamplerRecipe
 

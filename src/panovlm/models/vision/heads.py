@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from panovlm.checkpoint.shapes import Observations, Shapes
+from panovlm.checkpoint.settle.shapes import Observations, Shapes
 from panovlm.errors import ContradictionError
 
 

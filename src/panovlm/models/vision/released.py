@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from panovlm.checkpoint.shapes import Observed
+from panovlm.checkpoint.settle.shapes import Observed
 
 
 class Tower(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from math import isqrt
 
-from panovlm.checkpoint.shapes import Observations, Shapes
+from panovlm.checkpoint.settle.shapes import Observations, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
 
 REGISTERS = "embeddings.register_tokens"

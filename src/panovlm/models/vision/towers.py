@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from panovlm.checkpoint.shapes import Observations, Observed, Shapes
+from panovlm.checkpoint.settle.shapes import Observations, Observed, Shapes
 from panovlm.errors import CheckpointError, ContradictionError
 from panovlm.models.vision.released import published
 from panovlm.models.vision.tower_shapes import (

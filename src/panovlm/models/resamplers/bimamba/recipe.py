@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from panovlm.checkpoint.shapes import Observations, Shapes
+from panovlm.checkpoint.settle.shapes import Observations, Shapes
 from panovlm.errors import ContradictionError
 from panovlm.models.resamplers.bimamba.dialects import dialect
 from panovlm.models.resamplers.recipe import (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from panovlm.checkpoint.shapes import Observations, Shapes
+from panovlm.checkpoint.settle.shapes import Observations, Shapes
 from panovlm.errors import ContradictionError
 from panovlm.models.resamplers.recipe import Observability, ResamplerRecipe, ResamplerSettings
 

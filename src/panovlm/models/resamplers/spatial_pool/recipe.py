@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from panovlm.checkpoint.shapes import Observations, Shapes
+from panovlm.checkpoint.settle.shapes import Observations, Shapes
 from panovlm.models.resamplers.grids import LARGEST_SIDE, pooled_grid
 from panovlm.models.resamplers.recipe import Observability, ResamplerSettings
 from panovlm.models.resamplers.weightless import WeightlessRecipe

@@ -1,0 +1,1 @@
+"""Layer 1: what a checkpoint's documents say about the model."""

@@ -1,0 +1,1 @@
+"""From a path to one checkpoint and the files that belong to it."""

@@ -1,0 +1,1 @@
+"""From a resolved checkpoint to the model: prove, map, bind."""

@@ -1,0 +1,207 @@
+"""Weights that a checkpoint leaves to a named model: fetching them, and their digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from panovlm.checkpoint.documents.adapter_config import read_adapter_config
+from panovlm.checkpoint.documents.metadata import Prefix, Reference
+from panovlm.checkpoint.find.adapters import Part
+from panovlm.checkpoint.formats import load_tensors
+from panovlm.checkpoint.loading.plan import Proof
+from panovlm.checkpoint.loading.references import BACKBONES
+from panovlm.checkpoint.names.keys import LANGUAGE_MODEL
+from panovlm.checkpoint.resolution import Resolution
+from panovlm.checkpoint.settle.infer import is_token_table
+from panovlm.errors import CheckpointError, ConfigError, ContradictionError, PanoVLMError
+from panovlm.models.language.adapters import strip_lora_name
+from panovlm.models.language.backbone import load_language_model
+from panovlm.models.model import PanoramaVLM
+from panovlm.models.vision.pretrained import load_tower
+
+READERS: Mapping[Prefix, Callable[[str], PreTrainedModel]] = {
+    "vision_backbone.encoder.": load_tower,
+    "language_model.": load_language_model,
+}
+"""How training reads each backbone; the same road gives the same values and types."""
+
+
+def borrow(resolution: Resolution, proof: Proof) -> dict[str, Tensor]:
+    """Return the weights that the checkpoint leaves to named models, by the model's names.
+
+    Raises:
+        CheckpointError: a named model cannot be read, or lacks a tensor of this shape.
+        ContradictionError: its values are not those that were recorded.
+    """
+    found: dict[str, Tensor] = {}
+    for prefix, source in resolution.borrowed.items():
+        wanted = {name: s for name, s in proof.borrowed.items() if name.startswith(prefix)}
+        try:
+            state = READERS[prefix](source.name).state_dict()
+        except PanoVLMError as error:
+            raise CheckpointError(
+                f"{resolution.path} leaves the weights of {BACKBONES[prefix].what} to "
+                f"{source.name!r} ({source.why}), which cannot be read: {error}"
+            ) from error
+        taken = {name: state.get(own_name(prefix, name)) for name in wanted}
+        complete = {n: t for n, t in taken.items() if t is not None and t.shape == wanted[n]}
+        faults = [f"{n} {list(wanted[n])}" for n in wanted if n not in complete]
+        if faults:
+            raise CheckpointError(
+                f"{resolution.path} leaves the weights of {BACKBONES[prefix].what} to "
+                f"{source.name!r} ({source.why}), which lacks {len(faults)} of them or has them in "
+                f"another shape: {', '.join(faults[:5])}. Name the model that it was trained "
+                f"with: --set {BACKBONES[prefix].name}=NAME."
+            )
+        if not source.digest and resolution.adapters is not None and prefix == LANGUAGE_MODEL:
+            _check_embeddings(resolution.adapters, source.name, state)
+        if source.digest and digest(prefix, complete) != source.digest:
+            raise ContradictionError(
+                f"{resolution.path} was trained with other weights of {BACKBONES[prefix].what} "
+                f"than {source.name!r} has now: the recorded digest of {len(complete)} tensor(s) "
+                "differs. Give the folder or the revision that it was trained with: "
+                f"--set {BACKBONES[prefix].name}=FOLDER."
+            )
+        found |= complete
+        resolution.notes.append(_note(prefix, source.name, len(complete), bool(source.digest)))
+    return found
+
+
+def _check_embeddings(part: Part, base: str, state: Mapping[str, Tensor]) -> None:
+    """Compare the token embeddings that adapters bring along with those of their base.
+
+    PEFT saves them when training has added tokens; the rows of the old tokens are still the base's
+    unless the adapters' record says that they were trained.
+
+    Raises:
+        ContradictionError: they are those of another model.
+    """
+    if read_adapter_config(part.path.parent).get("modules_to_save"):
+        return
+    stored = load_tensors(part.path)
+    for name in filter(is_token_table, part.names.values()):
+        table, own = stored[name], state.get(strip_lora_name(name).name)
+        rows = 0 if own is None else min(len(table), len(own))
+        if own is not None and not torch.equal(table[:rows], own[:rows].to(table.dtype)):
+            raise ContradictionError(
+                f"{part.path} was made for another language model than {base!r}: the first {rows} "
+                f"rows of {name} are not those of that model. Name the right one: "
+                "--set models.language_model_name=NAME."
+            )
+
+
+def _note(prefix: Prefix, name: str, count: int, checked: bool) -> str:
+    what = BACKBONES[prefix].what
+    how = "their digest is the recorded one" if checked else "no digest was recorded"
+    return f"{count} tensor(s) of {what} are those of {name!r}; {how}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a checkpoint does not hold, because a named model has it.
+
+    Attributes:
+        references: the models, by the beginning of the names of a backbone's tensors.
+        names: the tensors, by the model's names.
+    """
+
+    references: Mapping[Prefix, Reference] = field(default_factory=dict[Prefix, Reference])
+    names: frozenset[str] = frozenset()
+
+
+NOTHING = LeftOut()
+
+
+def find_left_out(model: PanoramaVLM) -> LeftOut:
+    """Find what a checkpoint of this model can leave to the models that its backbones came from.
+
+    These are the frozen tensors of a backbone that equal those of the model of its name; what
+    training has changed, or resized, is not among them.
+
+    Raises:
+        ConfigError: no backbone is frozen, or a name has no weights to refer to.
+    """
+    models = model.recipe.models
+    names: dict[Prefix, str] = {
+        "vision_backbone.encoder.": models.vision_name,
+        "language_model.": models.language_model_name,
+    }
+    frozen = {n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    found: dict[Prefix, Reference] = {}
+    covered: set[str] = set()
+    for prefix, name in names.items():
+        own = {n: t for n, t in model.state_dict().items() if n.startswith(prefix) and n in frozen}
+        if not own:
+            continue
+        try:
+            state = READERS[prefix](name).state_dict()
+        except PanoVLMError as error:
+            raise ConfigError(
+                f"training.save is 'trainable', but {BACKBONES[prefix].what} cannot be left to "
+                f"{name!r}: {error} Set training.save to 'all'."
+            ) from error
+        equal = {n: t for n, t in own.items() if _same(t, state.get(own_name(prefix, n)))}
+        if equal:
+            found[prefix] = Reference(name=name, digest=digest(prefix, equal))
+            covered |= equal.keys()
+    if not found:
+        raise ConfigError(
+            "training.save is 'trainable', but no frozen tensor of the backbones is the one of the "
+            "model that it names, so that nothing can be left out. Set training.save to 'all'."
+        )
+    return LeftOut(found, frozenset(covered))
+
+
+def put_back(
+    model: PanoramaVLM, state: dict[str, Tensor], recorded: Mapping[Prefix, Reference]
+) -> None:
+    """Complete a checkpoint's tensors with those of a model that starts from the same backbones.
+
+    Args:
+        model: it has the backbones' weights.
+        state: tensors of a checkpoint of it, by the model's names; completed in place.
+        recorded: what the checkpoint leaves out.
+
+    Raises:
+        ContradictionError: the model has other values than those that were recorded.
+    """
+    for prefix, reference in recorded.items():
+        own = model.state_dict()
+        absent = {n: t for n, t in own.items() if n.startswith(prefix) and n not in state}
+        if digest(prefix, absent) != reference.digest:
+            raise ContradictionError(
+                f"the checkpoint leaves {BACKBONES[prefix].what} to {reference.name!r}, whose "
+                "weights were others when it was written; put that model back."
+            )
+        state |= absent
+
+
+def own_name(prefix: str, name: str) -> str:
+    """Return the name that a tensor has in its backbone, without adapters around it."""
+    return strip_lora_name(name.removeprefix(prefix)).name
+
+
+def digest(prefix: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest of names, types, shapes and values; the order does not matter."""
+    total = hashlib.sha256()
+    for name, tensor in _in_order((own_name(prefix, n), t) for n, t in tensors.items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        total.update(values.numpy().data)
+    return total.hexdigest()[:32]
+
+
+def _in_order(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    return sorted(tensors, key=lambda item: item[0])
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    if other is None or one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(one.cpu(), other)

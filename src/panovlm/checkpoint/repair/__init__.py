@@ -1,0 +1,1 @@
+"""Giving checkpoints what they lack."""

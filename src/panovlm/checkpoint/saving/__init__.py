@@ -1,0 +1,1 @@
+"""Writing checkpoints, whole or not at all."""
