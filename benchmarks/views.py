@@ -10,8 +10,15 @@ timed. Then nine normalised views from the bytes of a JPEG file, as the original
 codes, which decoding it at an eighth of its size comes to. Errors are those of two tiles, one of
 them over the seam, against the mean of 16 x 16 samples per pixel.
 
-The panorama is noise with the spectrum of photographs (amplitudes fall with the frequency);
-``--panorama`` takes a picture instead, which is enlarged where it is too small.
+py360convert keeps the coordinates of its last eight kinds of tiles. A data set whose panoramas have
+two sizes needs more, and it computes all of them again every time: both cases are measured. So are
+both ways to make the original's tiles small: its processor averages areas, as Pillow does, and
+torchvision of today; bilinear interpolation alone does not.
+
+The panorama is made of leaves that lie over each other, small ones far more often than large ones,
+and of noise with falling amplitudes, seen through a lens: the edges and the spectrum of photographs
+(the dead leaves model of Lee, Mumford and Huang, 2001). ``--panorama`` takes a picture instead,
+which is enlarged where it is too small.
 """
 
 from __future__ import annotations
@@ -47,6 +54,9 @@ CAMERAS = tuple(Camera(yaw, 0, FOV, FOV) for yaw in YAWS)
 LARGE = 672
 """Side of the original's tiles."""
 FINE = 16
+LEAVES = 400_000
+LENS = 0.6
+"""Blur in pixels of the largest picture."""
 HALF = (0.5, 0.5, 0.5)
 PROCESSOR = SiglipImageProcessorPil(
     size={"height": SIDE, "width": SIDE},
@@ -55,11 +65,38 @@ PROCESSOR = SiglipImageProcessorPil(
     image_std=HALF,
 )
 """That of SigLIP 2."""
+ORIGINAL = "original's pipeline"
 PEERS = ("py360convert", "pytorch360convert", "equilib")
 
 
+def scenery(width: int) -> np.ndarray:
+    """Return a picture with the edges and the spectrum of photographs, closed over the seam."""
+    picture = leaves(width) + 0.25 * (noise(width).astype(np.float32) - 128)
+    around = cv2.copyMakeBorder(picture, 0, 0, 8, 8, cv2.BORDER_WRAP)
+    seen = cv2.GaussianBlur(around, (0, 0), LENS)[:, 8:-8]
+    return np.clip(seen, 0, 255).astype(np.uint8)
+
+
+def leaves(width: int) -> np.ndarray:
+    """Return discs over each other whose radii r have a density that falls with r ** -3."""
+    rng = np.random.default_rng(0)
+    at_random = rng.random(LEAVES)
+    smallest, largest = width / 2048, width / 8
+    radii = 1 / np.sqrt(at_random / largest**2 + (1 - at_random) / smallest**2)
+    places = rng.uniform(0, (width, width // 2), (LEAVES, 2))
+    colours = rng.normal(128, 50, (LEAVES, 1)) + rng.normal(0, 18, (LEAVES, 3))
+    picture = np.full((width // 2, width, 3), 128, np.uint8)
+    fixed = 16  # cv2 takes sixteenths of pixels
+    for (x, y), radius, colour in zip(places, radii, np.clip(colours, 0, 255), strict=True):
+        for turn in (-width, 0, width):
+            if -radius <= x + turn <= width + radius:
+                centre = (int((x + turn) * fixed), int(y * fixed))
+                cv2.circle(picture, centre, int(radius * fixed), colour.tolist(), -1, cv2.LINE_8, 4)
+    return picture
+
+
 def noise(width: int) -> np.ndarray:
-    """Return a picture whose spectrum is that of photographs, closed over the seam."""
+    """Return a picture whose amplitudes fall with the frequency, closed over the seam."""
     rng = np.random.default_rng(0)
     shape = (width // 2, width)
     frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1]))
@@ -75,7 +112,7 @@ def noise(width: int) -> np.ndarray:
 
 def panoramas(file: Path | None) -> dict[int, np.ndarray]:
     """Return one panorama in every width."""
-    whole = np.asarray(Image.open(file).convert("RGB")) if file else noise(max(WIDTHS))
+    whole = np.asarray(Image.open(file).convert("RGB")) if file else scenery(max(WIDTHS))
     return {
         width: cv2.resize(whole, (width, width // 2), interpolation=_filter(whole, width))
         for width in WIDTHS
@@ -94,6 +131,24 @@ def py360convert(erp: np.ndarray) -> np.ndarray:
     from py360convert import e2p
 
     return np.stack([e2p(erp, FOV, yaw, 0, (SIDE, SIDE)) for yaw in YAWS])
+
+
+def without_its_cache(erp: np.ndarray) -> np.ndarray:
+    """The same where more kinds of tiles are in use than it keeps."""
+    forget()
+    return py360convert(erp)
+
+
+def forget() -> None:
+    """Make py360convert compute its coordinates again."""
+    from py360convert import utils
+
+    for kept in vars(utils).values():
+        if hasattr(kept, "cache_clear"):
+            kept.cache_clear()
+    for method in vars(utils.EquirecSampler).values():
+        if hasattr(function := getattr(method, "__func__", method), "cache_clear"):
+            function.cache_clear()
 
 
 def pytorch360convert(erp: np.ndarray) -> torch.Tensor:
@@ -123,6 +178,7 @@ def tiles(given: dict[int, np.ndarray], runs: int) -> list[dict[str, Any]]:
         for name in PEERS:
             if find_spec(name):
                 work[name] = partial(globals()[name], erp)
+        work["py360convert, two sizes in use"] = partial(without_its_cache, erp)
         if not np.array_equal(project(erp, CAMERAS, (SIDE, SIDE)), py360convert(erp)):
             sys.exit(f"{width}: the tiles are not those of py360convert")
         times = take_turns(work, runs)
@@ -137,8 +193,13 @@ def tiles(given: dict[int, np.ndarray], runs: int) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------- views from files
 
 
-def original(data: bytes) -> np.ndarray:
-    """Make nine views as the original system does, from its contract."""
+def original(data: bytes, *, averaged: bool = True) -> np.ndarray:
+    """Make nine views as the original system does, from its contract.
+
+    Args:
+        data: A JPEG file.
+        averaged: Whether making tiles small averages areas.
+    """
     from py360convert import e2p
 
     erp = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -146,7 +207,16 @@ def original(data: bytes) -> np.ndarray:
     whole.paste(Image.fromarray(erp).resize((336, 168), Image.Resampling.BICUBIC), (0, 84))
     pictures = [whole]
     pictures += [Image.fromarray(e2p(erp, FOV, yaw, 0, (LARGE, LARGE))) for yaw in YAWS]
-    return np.asarray(PROCESSOR(images=pictures, return_tensors="np")["pixel_values"])
+    if averaged:
+        return np.asarray(PROCESSOR(images=pictures, return_tensors="np")["pixel_values"])
+    small = [cv2.resize(np.asarray(each), (SIDE, SIDE)) for each in pictures]
+    return (np.stack(small).astype(np.float32) / 127.5 - 1).transpose(0, 3, 1, 2)
+
+
+def original_anew(data: bytes) -> np.ndarray:
+    """The same where panoramas have two sizes."""
+    forget()
+    return original(data)
 
 
 @dataclass(frozen=True)
@@ -223,13 +293,15 @@ def files(given: dict[int, np.ndarray], runs: int) -> list[dict[str, Any]]:
         decoded = np.array(Image.open(io.BytesIO(data)))
         work: dict[str, Callable[[], Any]] = {
             "decoded at an eighth only": partial(floor, data),
-            "original's pipeline": partial(original, data),
+            ORIGINAL: partial(original, data),
+            f"{ORIGINAL}, two sizes in use": partial(original_anew, data),
+            f"{ORIGINAL}, tiles not averaged": partial(original, data, averaged=False),
         }
         for way in ("exact", "good", "fast"):
             pipeline = ViewPipeline(ImageProcessing.model_validate({**settings, "rendering": way}))
             work[way] = partial(load, pipeline, data)
         errors = {
-            name: psnr(work[name](), decoded, large=name == "original's pipeline")
+            name: psnr(work[name](), decoded, large=name.startswith(ORIGINAL))
             for name in list(work)[1:]
         }
         times = take_turns(work, runs)
@@ -251,7 +323,7 @@ def files(given: dict[int, np.ndarray], runs: int) -> list[dict[str, Any]]:
 
 def main() -> int:
     parser = options(__doc__.splitlines()[0], runs=7)
-    parser.add_argument("--panorama", type=Path, help="picture to use instead of noise")
+    parser.add_argument("--panorama", type=Path, help="picture to use instead of leaves")
     given = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
