@@ -42,12 +42,16 @@ def take_turns(candidates: Mapping[str, Callable[[], object]], runs: int) -> dic
 
 
 def publish(
-    given: argparse.Namespace, script: str, lines: Sequence[str], rows: Sequence[Mapping[str, Any]]
+    given: argparse.Namespace,
+    script: str,
+    lines: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    timed: str = "processor time",
 ) -> None:
     """Print a table, and write it where the options say."""
     told = [
-        f"On {machine()}; one thread, processor time; medians of {given.runs} runs "
-        "[smallest .. largest].",
+        f"On {machine()}; one thread, {timed}; medians of {given.runs} runs [smallest .. largest].",
         "",
         *lines,
     ]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from panovlm.errors import CheckpointError
-from panovlm.training.checkpoints import AtomicCheckpointIO
+from panovlm.training.background import AtomicCheckpointIO
 from panovlm.training.random_state import random_state, set_random_state
 
 STATE = {"weights": torch.arange(100_000.0), "step": 3}

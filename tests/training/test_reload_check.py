@@ -15,7 +15,7 @@ import panovlm.training.run
 from panovlm.checkpoint.documents.metadata import EMBEDDED
 from panovlm.config.schema import Settings
 from panovlm.errors import CheckpointError, ConfigError
-from panovlm.training.checkpoints import AtomicCheckpointIO
+from panovlm.training.background import AtomicCheckpointIO
 from panovlm.training.run import train
 from panovlm.training.rundir import LAST, stage_folder
 

@@ -1,44 +1,32 @@
-"""Writing checkpoints during training so that no reader ever meets half a file."""
+"""When checkpoints are written during training, and what is kept of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import lightning
-import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from torch.optim import Optimizer
 
-from panovlm.atomic import atomic_write, link_or_copy
+from panovlm.atomic import link_or_copy
+from panovlm.checkpoint.documents.metadata import CheckpointMetadata
 from panovlm.checkpoint.saving.save import write_sidecar, write_tokenizer
+from panovlm.training.background import BackgroundCheckpointIO
 from panovlm.training.module import StageModule
 from panovlm.training.random_state import random_state, set_random_state
 from panovlm.training.rundir import BEST, LAST, checkpoint_name
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's file writer, through a temporary file, fsync and rename."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
-        """Write ``checkpoint`` to ``path`` as a whole or not at all.
-
-        Raises:
-            CheckpointError: the file cannot be written; the one that was there is intact.
-        """
-        with atomic_write(Path(path)) as file:
-            torch.save(checkpoint, file)
-
-
 class CheckpointWriter(Checkpoint):
     """Keeps the best checkpoint by validation loss, and the last one for resuming.
 
-    Weights are written before the document beside them, so that the document never describes a
-    file that is not there yet.
+    Files are written while training goes on (see :class:`BackgroundCheckpointIO`), which waits for
+    them before it changes a weight. Weights are written before the document beside them, so that
+    the document never describes a file that is not there yet.
 
     A run that goes on from ``last.ckpt`` ends with the very weights of one that was never stopped.
     So it is written only where nothing is under way: not between the batches whose gradients are
@@ -50,7 +38,9 @@ class CheckpointWriter(Checkpoint):
         folder: the stage's run folder.
         stem: fixed part of the file names.
         every_n_steps: optimizer steps between two writes of ``last.ckpt``.
-        after_write: called with every file that was written, once its document is.
+        io: what writes the files of the trainer.
+        reader: called before a file is written; what it returns is called with the file once that
+            and its document are there, possibly in another thread.
     """
 
     def __init__(
@@ -58,12 +48,14 @@ class CheckpointWriter(Checkpoint):
         folder: Path,
         stem: str,
         every_n_steps: int,
-        after_write: Callable[[Path, StageModule], None] | None = None,
+        io: BackgroundCheckpointIO,
+        reader: Callable[[StageModule], Callable[[Path], None]] | None = None,
     ) -> None:
         self.folder = folder
         self.stem = stem
         self.every_n_steps = every_n_steps
-        self.after_write = after_write
+        self.io = io
+        self.reader = reader
         self.best_loss: float | None = None
         self._module: StageModule | None = None
         self._restored: dict[str, Any] | None = None
@@ -141,40 +133,82 @@ class CheckpointWriter(Checkpoint):
         """Write ``last.ckpt`` at the end of every epoch."""
         self._write_last(trainer)
 
+    def on_before_optimizer_step(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        optimizer: Optimizer,
+    ) -> None:
+        """Let weights change only once they are written."""
+        self.io.wait()
+
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """End with everything written, for every process."""
+        self.io.wait()
+        trainer.strategy.barrier("checkpoints")
+
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        """Finish what is being written, also when training stops."""
+        self.io.settle(exception)
+
     def _write_best(self, trainer: lightning.Trainer, module: StageModule, loss: float) -> None:
         """Write the new best file, point ``best.ckpt`` to it, then remove the old one."""
         name = checkpoint_name(self.stem, trainer.current_epoch, loss)
         self.best_loss = loss
+        read_back = self._reader(module)
         trainer.save_checkpoint(self.folder / name, weights_only=True)
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self.io.then(partial(self._keep_best, name, module, module.document, read_back))
+
+    def _keep_best(
+        self,
+        name: str,
+        module: StageModule,
+        document: CheckpointMetadata | None,
+        read_back: Callable[[Path], None],
+    ) -> None:
         link_or_copy(self.folder / name, self.folder / BEST)
         for old in self.folder.iterdir():
             if old.name.startswith(f"{self.stem}_epoch") and old.name != name:
                 old.unlink()
-        self._describe(module)
-        self._read_back(self.folder / name)
+        self._describe(module, document)
+        read_back(self.folder / name)
 
     def _write_last(self, trainer: lightning.Trainer) -> None:
         """Write the whole training state."""
         self._due = False
+        module = self._stage_module()
+        read_back = self._reader(module)
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)
-        if not trainer.is_global_zero:
-            return
-        if not (self.folder / BEST).exists():
-            self._describe(self._stage_module())
-        self._read_back(self.folder / LAST)
+        if trainer.is_global_zero:
+            self.io.then(partial(self._keep_last, module, module.document, read_back))
 
-    def _describe(self, module: StageModule) -> None:
-        """Write the document and the tokenizer of the last file beside it."""
-        assert module.document is not None
-        write_sidecar(self.folder, module.document)
+    def _keep_last(
+        self,
+        module: StageModule,
+        document: CheckpointMetadata | None,
+        read_back: Callable[[Path], None],
+    ) -> None:
+        if not (self.folder / BEST).exists():
+            self._describe(module, document)
+        read_back(self.folder / LAST)
+
+    def _describe(self, module: StageModule, document: CheckpointMetadata | None) -> None:
+        """Write the document and the tokenizer of a file beside it."""
+        assert document is not None
+        write_sidecar(self.folder, document)
         write_tokenizer(self.folder, module.model)
 
-    def _read_back(self, path: Path) -> None:
-        """Pass on what was written."""
-        if self.after_write is not None:
-            self.after_write(path, self._stage_module())
+    def _reader(self, module: StageModule) -> Callable[[Path], None]:
+        """Return what reads back the file that is written next, with the weights of this moment."""
+        return (lambda path: None) if self.reader is None else self.reader(module)
 
     def _stage_module(self) -> StageModule:
         assert self._module is not None

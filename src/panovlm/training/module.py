@@ -160,12 +160,19 @@ class StageModule(lightning.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the file describe itself."""
+        """Make the file describe itself, and hold the buffers of this moment.
+
+        It is written while training goes on, whose forward passes change buffers.
+        """
         about = self.describe(self.current_epoch, self.global_step, self.last_val_loss)
         self.document = with_probe(self.model, about)
         checkpoint.update(embedded_entries(self.model, self.document))
         for name in self.left_out:
             del checkpoint["state_dict"][_PREFIX + name]
+        state = checkpoint["state_dict"]
+        for name, buffer in self.named_buffers(remove_duplicate=False):
+            if name in state:
+                state[name] = buffer.clone()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Complete the weights of a file that left frozen ones out with those of the model."""

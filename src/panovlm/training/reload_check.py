@@ -14,8 +14,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from panovlm.checkpoint.report.verify import verify
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.resolve import resolve
 from panovlm.errors import CheckpointError, ConfigError, PanoVLMError
-from panovlm.training.checkpoints import AtomicCheckpointIO
+from panovlm.training.background import AtomicCheckpointIO
 from panovlm.training.module import StageModule
 
 SWITCH = "training.reload_check: false switches this check off."
@@ -62,21 +63,26 @@ def check_before(module: StageModule, runs_dir: Path, *, fresh_process: bool) ->
         )
 
 
-def check_written(path: Path, module: StageModule) -> None:
-    """Read back a file that training has just written.
+def reader(module: StageModule) -> Callable[[Path], None]:
+    """Return what reads back a file with the weights of this moment, and what it must hold.
 
-    Raises:
-        CheckpointError: it does not hold the model that is being trained.
+    A few values of every weight are noted here, so that it may be called while training goes on.
+    It raises a CheckpointError if the file does not hold the model that is being trained.
     """
     if is_sharded(module.model):
-        return
+        return lambda path: None
+    noted = {name: samples(tensor).cpu() for name, tensor in module.model.state_dict().items()}
+    return partial(_check_written, module=module, noted=noted)
+
+
+def _check_written(path: Path, module: StageModule, noted: Mapping[str, Tensor]) -> None:
     try:
         resolution = resolve(path)
         resolution.raise_conflicts()
         resolution.raise_assumed()
         _check_recipe(resolution, module)
         prove_model(resolution, module.model).raise_failure(path)
-        _check_values(resolution, module.model.state_dict())
+        _check_values(resolution, noted)
     except PanoVLMError as error:
         raise CheckpointError(
             f"{path} was just written and cannot be used; training stops before it is needed:\n"
@@ -95,11 +101,11 @@ def _check_recipe(resolution: Resolution, module: StageModule) -> None:
             )
 
 
-def _check_values(resolution: Resolution, state: Mapping[str, Tensor]) -> None:
+def _check_values(resolution: Resolution, noted: Mapping[str, Tensor]) -> None:
     """Compare a few values of every tensor."""
     stored = load_tensors(resolution.path)
     for name, file in resolution.keys.files.items():
-        if name in state and not torch.equal(samples(stored[file]), samples(state[name]).cpu()):
+        if name in noted and not torch.equal(samples(stored[file]), noted[name]):
             raise CheckpointError(f"{file} has other values in the file than in the model.")
 
 

@@ -30,11 +30,12 @@ from panovlm.models.attention import FLASH, use_attention
 from panovlm.models.language.chat import resolve_max_length
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.pipeline import ViewPipeline
-from panovlm.training.checkpoints import AtomicCheckpointIO, CheckpointWriter
+from panovlm.training.background import BackgroundCheckpointIO
+from panovlm.training.checkpoints import CheckpointWriter
 from panovlm.training.freeze import freeze, trainable_parts, widen
 from panovlm.training.preflight import adapters_of, check_interval
 from panovlm.training.progress import ProgressLines
-from panovlm.training.reload_check import check_written
+from panovlm.training.reload_check import reader
 from panovlm.training.rundir import checkpoint_stem, experiment_name
 from panovlm.training.tables import StageTables, Tables
 from panovlm.training.workers import worker_count
@@ -193,10 +194,11 @@ def stage_trainer(
     """Return Lightning's trainer for a stage of so many steps, in one of so many processes."""
     training, stage = settings.training, settings.training.stage_configs[name]
     stem = checkpoint_stem(settings, rows.train_files)
-    read_back = check_written if training.reload_check else None
+    io = BackgroundCheckpointIO()
+    read_back = reader if training.reload_check else None
     callbacks: list[lightning.Callback] = [
         ProgressLines(console),
-        CheckpointWriter(folder, stem, training.checkpoint_every_n_steps, read_back),
+        CheckpointWriter(folder, stem, training.checkpoint_every_n_steps, io, read_back),
     ]
     if console.is_terminal:
         callbacks.append(RichProgressBar(leave=False))
@@ -214,7 +216,7 @@ def stage_trainer(
         num_sanity_val_steps=0,
         logger=_loggers(folder, training.wandb_project),
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[io],
         enable_progress_bar=console.is_terminal,
         use_distributed_sampler=False,
         log_every_n_steps=min(10, max(1, steps // 10)),
