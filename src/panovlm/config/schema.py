@@ -92,13 +92,29 @@ class Environment(StrictModel):
     """``auto``: bf16-mixed on an accelerator that supports it, else 32-true."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; unset: torch decides."""
-    scan_backend: Literal["auto", "torch", "numba"] = "auto"
+    scan_backend: Literal["auto", "torch", "numba", "triton", "mamba_ssm"] = "auto"
     """What computes Mamba's selective scan, to the same numbers. ``numba``: compiled loops on the
-    CPU (extra ``fast``); ``auto``: these for large scans where installed, else torch."""
+    CPU (extra ``fast``); ``triton``: kernels for CUDA devices; ``mamba_ssm``: those of the package
+    mamba-ssm; ``auto``: numba for large scans on the CPU, Triton on CUDA devices, where installed,
+    else torch."""
     attn_implementation: Attention = "auto"
     """How tower and language model compute attention: torch's fused one, step by step, or that of
     the package flash-attn (CUDA, bfloat16 or float16); ``auto``: what transformers takes for the
     model. No checkpoint records it."""
+
+    @model_validator(mode="after")
+    def _scans_run_where_training_does(self) -> Self:
+        fitting = {
+            "numba": ("auto", "cpu"),
+            "triton": ("auto", "gpu"),
+            "mamba_ssm": ("auto", "gpu"),
+        }
+        if self.accelerator not in fitting.get(self.scan_backend, (self.accelerator,)):
+            raise ValueError(
+                f"scan_backend is {self.scan_backend!r}, which does not work with the accelerator "
+                f"{self.accelerator!r}; set scan_backend to auto or torch"
+            )
+        return self
 
 
 class Trainable(StrictModel):

@@ -155,7 +155,7 @@ def test_another_device_is_an_error_where_numba_was_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"works on the CPU only.*cuda:0"):
         backends.for_scan(torch.device("cuda:0"), torch.float32, 1)
     backends.use("auto")
-    assert backends.for_scan(torch.device("cuda:0"), torch.float32, 1) == "torch"
+    assert backends.for_scan(torch.device("mps"), torch.float32, 1) == "torch"
 
 
 def test_without_numba(monkeypatch) -> None:

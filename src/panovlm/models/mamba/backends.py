@@ -9,20 +9,27 @@ whole process.
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from panovlm.errors import ConfigError, MissingDependencyError
 
-Backend = Literal["torch", "numba"]
-Choice = Literal["auto", "torch", "numba"]
+Backend = Literal["torch", "numba", "triton", "mamba_ssm"]
+Choice = Literal["auto", "torch", "numba", "triton", "mamba_ssm"]
 
+ON_GPU = ("triton", "mamba_ssm")
 WORTH_COMPILING = 1 << 23
 """States of a scan (batch x width x length x n) from which ``auto`` takes numba: the first scan of
 a machine compiles for some ten seconds, and every process loads the result for half a second."""
+CAPABILITY = (8, 0)
+"""Oldest CUDA devices that Triton compiles for."""
 
 _choice: Choice = "auto"
 
@@ -31,18 +38,21 @@ def use(choice: Choice) -> None:
     """Choose the backend of every scan of this process from now on.
 
     Args:
-        choice: ``torch``: anywhere; ``numba``: compiled loops for float32 on the CPU (float64 stays
-            in torch); ``auto``: numba for large scans where it is installed and fits, else torch.
+        choice: ``torch``: anywhere; ``numba``: compiled loops for float32 on the CPU; ``triton``
+            and ``mamba_ssm``: kernels for CUDA devices, while scans on the CPU beside them (of
+            checkpoints that are tried out there) go by ``auto``; ``auto``: on the CPU numba for
+            large scans, on CUDA devices Triton, each where it is installed and fits, else torch.
+            Scans in float64 stay in torch.
 
     Raises:
-        MissingDependencyError: ``numba`` is asked for and not installed.
+        MissingDependencyError: what is asked for is not installed.
     """
     global _choice
-    if choice == "numba" and not has_numba():
+    missing = {"numba": _missing_numba, "triton": missing_for_triton, "mamba_ssm": _missing_mamba}
+    if choice in missing and (lack := missing[choice]()):
         raise MissingDependencyError(
-            "environment.scan_backend is 'numba', but the package numba is not installed. Install "
-            "it with: pip install 'panovlm[fast]'. Or set environment.scan_backend to auto or "
-            "torch."
+            f"environment.scan_backend is {choice!r}, but {lack} Or set environment.scan_backend "
+            "to auto or torch."
         )
     _choice = choice
 
@@ -58,6 +68,51 @@ def has_numba() -> bool:
     return find_spec("numba") is not None
 
 
+@cache
+def missing_for_triton() -> str | None:
+    """Say what Triton lacks on this machine and how to get it, if anything.
+
+    It compiles a small library in C when it first meets a CUDA device.
+    """
+    if find_spec("triton") is None:
+        return "the package triton is not installed. Install it with: pip install triton."
+    if interpreted():
+        return None
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton finds no C compiler, which it needs. Install gcc or clang."
+    headers = Path(sysconfig.get_paths()["include"])
+    if not (headers / "Python.h").is_file():
+        return (
+            f"Triton needs Python's header files, and there is no {headers / 'Python.h'}. Install "
+            "them (on Debian and Ubuntu: the package python3-dev)."
+        )
+    return None
+
+
+def interpreted() -> bool:
+    """Tell whether Triton interprets its kernels, which takes long and works on the CPU."""
+    from triton import knobs
+
+    return knobs.runtime.interpret
+
+
+def _missing_numba() -> str | None:
+    if has_numba():
+        return None
+    return "the package numba is not installed. Install it with: pip install 'panovlm[fast]'."
+
+
+def _missing_mamba() -> str | None:
+    if find_spec("mamba_ssm") is not None:
+        return None
+    return "the package mamba-ssm is not installed. Install it with: pip install mamba-ssm."
+
+
+def fits_triton(device: torch.device) -> bool:
+    """Tell whether Triton is there and compiles for a CUDA device."""
+    return not missing_for_triton() and torch.cuda.get_device_capability(device) >= CAPABILITY
+
+
 def for_scan(device: torch.device, dtype: torch.dtype, states: int) -> Backend:
     """Return the backend for a scan over so many states, of this kind of tensors.
 
@@ -67,11 +122,27 @@ def for_scan(device: torch.device, dtype: torch.dtype, states: int) -> Backend:
     if _choice == "torch" or dtype != torch.float32 or device.type == "meta":
         return "torch"
     if device.type == "cpu":
-        wanted = _choice == "numba" or states >= WORTH_COMPILING
-        return "numba" if wanted and has_numba() else "torch"
-    if _choice == "numba":
-        raise ConfigError(
-            "environment.scan_backend is 'numba', which works on the CPU only, but the model is "
-            f"on {device}. Set environment.scan_backend to auto or torch."
-        )
-    return "torch"
+        return _on_cpu(states)
+    if _choice == "numba" or (_choice in ON_GPU and device.type != "cuda"):
+        raise _unfit("the CPU" if _choice == "numba" else "CUDA devices", device)
+    if device.type != "cuda":
+        return "torch"
+    if _choice == "auto":
+        return "triton" if fits_triton(device) else "torch"
+    return _choice
+
+
+def _on_cpu(states: int) -> Backend:
+    if _choice == "triton" and interpreted():
+        return "triton"
+    if _choice in ON_GPU and not torch.cuda.is_available():
+        raise _unfit("CUDA devices", torch.device("cpu"))
+    wanted = _choice == "numba" or states >= WORTH_COMPILING
+    return "numba" if wanted and has_numba() else "torch"
+
+
+def _unfit(where: str, device: torch.device) -> ConfigError:
+    return ConfigError(
+        f"environment.scan_backend is {_choice!r}, which works on {where} only, but the model is "
+        f"on {device}. Set environment.scan_backend to auto or torch."
+    )

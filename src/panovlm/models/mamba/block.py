@@ -57,7 +57,7 @@ class MambaMixer(nn.Module):
         self.A_log.copy_(states.log().expand_as(self.A_log))
         nn.init.ones_(self.D)
 
-    def forward(self, x: Tensor, loop: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, loop: int | None = None, *, reverse: bool = False) -> Tensor:
         """Mix the time steps of ``x`` ``[b, l, d_model]``, each seeing itself and earlier ones.
 
         The scan runs in float32 whatever the dtype of ``x`` and of autocast.
@@ -66,9 +66,15 @@ class MambaMixer(nn.Module):
             x: sequences.
             loop: how many of them in a row follow each other round a closed loop; before its own
                 sequence a time step then sees the other ones. ``None``: each stands alone.
+            reverse: turn time round: each step sees itself and later ones, and loops go the other
+                way.
         """
+        if reverse and loop is not None:
+            # Turned round as a whole, the sequences of a loop and the steps in them change their
+            # order, and the loops too; turning back restores all of it.
+            return self.forward(x.flip(0, 1), loop).flip(0, 1)
         signal, gate = self.in_proj(x).chunk(2, dim=-1)  # [b, l, I] each
-        signal = self._convolve(signal, loop)
+        signal = self._convolve(signal, loop, reverse=reverse)
         signal = nn.functional.silu(signal, inplace=not signal.requires_grad)
         sizes = (self.dt_rank, self.d_state, self.d_state)
         dt, B, C = self.x_proj(signal).split(sizes, dim=-1)
@@ -77,15 +83,18 @@ class MambaMixer(nn.Module):
         steps = (signal.transpose(1, 2), delta.transpose(1, 2), A, B.transpose(1, 2))
         rest = (C.transpose(1, 2), self.D, gate.transpose(1, 2), self.dt_proj.bias)
         if loop is None:
-            y = selective_scan(*steps, *rest, delta_softplus=True)
+            y = selective_scan(*steps, *rest, delta_softplus=True, reverse=reverse)
         else:
             y = loop_scan(loop, *steps, *rest)
         return self.out_proj(y.transpose(1, 2))
 
-    def _convolve(self, x: Tensor, loop: int | None) -> Tensor:
+    def _convolve(self, x: Tensor, loop: int | None, *, reverse: bool = False) -> Tensor:
         """Convolve each channel of ``x`` ``[b, l, I]`` with its taps, causally."""
-        past = self.conv1d.weight.shape[-1] - 1
+        taps, bias = self.conv1d.weight, self.conv1d.bias
+        assert bias is not None
+        past = taps.shape[-1] - 1
         alone = loop is None
         before = x.new_zeros(len(x), past, x.shape[2]) if alone else loop_past(x, loop, past)
-        assert self.conv1d.bias is not None
-        return convolve(torch.cat((before, x), 1), self.conv1d.weight, self.conv1d.bias)
+        if reverse:
+            return convolve(torch.cat((x, before), 1), taps.flip(2), bias)
+        return convolve(torch.cat((before, x), 1), taps, bias)

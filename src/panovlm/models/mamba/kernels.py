@@ -6,9 +6,10 @@ write: a *group* of sequences times a *part* of the channels. Gradients that are
 that no result depends on the number of threads. The states before each tile but the first are kept
 for the backward pass; the others are computed again there.
 
-Tensors ``[batch, length, width]`` come as flat arrays with the strides of their first two axes; the
-last has stride 1. numba's cache looks for changes in this file alone: whoever changes ``tiles.py``
-without installing anew touches this one too.
+Tensors ``[batch, length, width]`` come as flat arrays with the strides of their first two axes and
+the place of their first time step, the last one where the scan goes back in time (its stride is
+negative then); the third axis has stride 1. numba's cache looks for changes in this file alone:
+whoever changes ``tiles.py`` without installing anew touches this one too.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def forward(
         first: first task.
         last: task after the last.
         sizes: batch, length, width, n, sequences of a group, parts of the channels.
-        strides: of the first two axes of u, delta, B, C and z, one row each.
+        strides: of the first two axes, and the first place, of u, delta, B, C, z and y, one row
+            each; those of B and C must not be negative.
         inputs: u, delta, A ``[width, n]``, B, C, D, z and bias; the last three may be empty.
         softplus: whether the step sizes go through a softplus.
         kept: to fill with the states before each tile but the first,
@@ -112,8 +114,8 @@ def forward(
                     if len(inputs[6]):
                         for i in range(steps * LANES):
                             work[Y + i] *= work[Z + i] * sigmoid(work[Z + i])
-                    at = (row * length + begin) * width + channel
-                    store(work, Y, y, at, width, steps, w)
+                    at = place(strides, 5, row, begin) + channel
+                    store(work, Y, y, at, strides[5, 1], steps, w)
 
 
 @jit
@@ -138,7 +140,7 @@ def backward(
         first: as in :func:`forward`.
         last: as there.
         sizes: as there.
-        strides: as there, with a last row for dy.
+        strides: as there, but with rows for dy and for du, d_delta and dz in the place of y's.
         inputs: as there.
         softplus: as there.
         kept: the states that it kept.
@@ -190,11 +192,11 @@ def backward(
                         add_sums(work, DECAY, folded, dB, at + k, n, steps)
                         add_sums(work, H + LANES, folded, dC, at + k, n, steps)
                     finish_gradients(work, softplus, gated, steps)
-                    at = (row * length + begin) * width + channel
-                    store(work, U, du, at, width, steps, w)
-                    store(work, D_DELTA, d_delta, at, width, steps, w)
+                    at = place(strides, 6, row, begin) + channel
+                    store(work, U, du, at, strides[6, 1], steps, w)
+                    store(work, D_DELTA, d_delta, at, strides[6, 1], steps, w)
                     if gated:
-                        store(work, DZ, dz, at, width, steps, w)
+                        store(work, DZ, dz, at, strides[6, 1], steps, w)
             at = task // parts * width + channel
             store(work, D_D, dD, at, 0, 1, w)
             store(work, D_BIAS, d_bias, at, 0, 1, w)

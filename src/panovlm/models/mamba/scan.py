@@ -10,13 +10,11 @@ with the Euler rule for B as in their code).
 
 from __future__ import annotations
 
-from functools import reduce
-
-import torch
 from torch import Tensor
 
 from panovlm.models.mamba import backends
-from panovlm.models.mamba.scan_torch import check_shapes, scan_from
+from panovlm.models.mamba.arguments import check_shapes, common_dtype
+from panovlm.models.mamba.scan_torch import scan_from
 
 
 def selective_scan(
@@ -29,6 +27,8 @@ def selective_scan(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
+    *,
+    reverse: bool = False,
 ) -> Tensor:
     """Scan sequences with the arguments and the meaning of mamba-ssm's ``selective_scan_fn``.
 
@@ -47,6 +47,7 @@ def selective_scan(
         z: gate ``[b, d, l]``; the output is multiplied by SiLU(z).
         delta_bias: added to ``delta``, ``[d]``.
         delta_softplus: put ``delta`` and its bias through a softplus.
+        reverse: begin with the last time step, as if time were turned round before and after.
 
     Returns:
         ``[b, d, l]`` in the dtype of ``u``.
@@ -54,13 +55,27 @@ def selective_scan(
     Raises:
         ValueError: the shapes do not fit together.
         ConfigError: the backend that was asked for cannot work on this device.
+        MissingDependencyError: it is not installed in full.
     """
     check_shapes(u, A, delta=delta, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     given = (u, delta, A, B, C, D, z, delta_bias)
-    dtype = reduce(torch.promote_types, (t.dtype for t in given if t is not None), torch.float32)
-    if backends.for_scan(u.device, dtype, u.numel() * A.shape[1]) == "numba":
+    dtype = common_dtype(given)
+    backend = backends.for_scan(u.device, dtype, u.numel() * A.shape[1])
+    if backend == "numba":
         from panovlm.models.mamba import scan_numba  # compiles, so only when it is wanted
 
         tensors = [None if t is None else t.to(dtype) for t in given]
-        return scan_numba.scan(tensors, delta_softplus).to(u.dtype)
+        return scan_numba.scan(tensors, delta_softplus, reverse).to(u.dtype)
+    if backend == "triton":
+        from panovlm.models.mamba import scan_triton
+
+        return scan_triton.scan(given, delta_softplus, reverse)
+    if reverse:  # the others go forwards only
+        gate = None if z is None else z.flip(2)
+        rest = (A, B.flip(2), C.flip(2), D, gate, delta_bias, delta_softplus)
+        return selective_scan(u.flip(2), delta.flip(2), *rest).flip(2)
+    if backend == "mamba_ssm":
+        from panovlm.models.mamba import scan_mamba_ssm
+
+        return scan_mamba_ssm.scan(given, delta_softplus)
     return scan_from(None, *given, delta_softplus=delta_softplus)[0]

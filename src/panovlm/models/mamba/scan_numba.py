@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from panovlm.models.mamba import kernels
+from panovlm.models.mamba.arguments import width_last
 from panovlm.models.mamba.tiles import LANES, TILE
 
 STEPS_OF_A_TASK = 64
@@ -24,50 +25,57 @@ STATES_OF_A_THREAD = 1 << 18
 """States (batch x length x width x n) for which it pays to wake another thread."""
 
 
-def scan(tensors: Sequence[Tensor | None], delta_softplus: bool) -> Tensor:
+def scan(tensors: Sequence[Tensor | None], delta_softplus: bool, reverse: bool) -> Tensor:
     """Scan float32 tensors that lie on the CPU.
 
     Args:
         tensors: u, delta, A, B, C, D, z and delta_bias as :func:`selective_scan` takes them.
         delta_softplus: put delta and its bias through a softplus.
+        reverse: begin with the last time step.
     """
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Scan.apply(delta_softplus, *tensors)
-    return _Call(tensors, delta_softplus).forward(_nothing())
+        return _Scan.apply(delta_softplus, reverse, *tensors)
+    return _Call(tensors, delta_softplus, reverse).forward(_nothing())
 
 
 class _Scan(torch.autograd.Function):
     """The whole scan as one step of the autograd graph."""
 
     @staticmethod
-    def forward(ctx: Any, delta_softplus: bool, *tensors: Tensor | None) -> Tensor:
-        call = _Call(tensors, delta_softplus)
+    def forward(ctx: Any, delta_softplus: bool, reverse: bool, *tensors: Tensor | None) -> Tensor:
+        call = _Call(tensors, delta_softplus, reverse)
         kept = call.room_for_states()
         ctx.save_for_backward(*tensors, kept)
-        ctx.delta_softplus = delta_softplus
+        ctx.options = (delta_softplus, reverse)
         return call.forward(kept)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        return None, *_gradients(ctx.delta_softplus, grad_outputs[0], *ctx.saved_tensors)
+        return None, None, *_gradients(ctx.options, grad_outputs[0], *ctx.saved_tensors)
 
 
 @once_differentiable
-def _gradients(delta_softplus: bool, dy: Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(options: tuple[bool, bool], dy: Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, kept = saved
-    return _Call(tensors, delta_softplus).backward(kept, dy)
+    return _Call(tensors, *options).backward(kept, dy)
 
 
 class _Call:
     """The arguments of one call as the kernels take them."""
 
-    def __init__(self, tensors: Sequence[Tensor | None], delta_softplus: bool) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor | None], delta_softplus: bool, reverse: bool
+    ) -> None:
         u, delta, A, B, C, D, z, delta_bias = tensors
         assert u is not None and delta is not None and A is not None
         assert B is not None and C is not None
         self.batch, self.width, self.length = u.shape
         self.n = A.shape[1]
-        self.sequences = [_width_last(t) for t in (u, delta, B, C, _nothing(3) if z is None else z)]
+        self.reverse = reverse
+        # The kernels may go back through wide tensors; B and C are narrow and turned instead.
+        narrow = [t.flip(2) if reverse else t for t in (B, C)]
+        gate = _nothing(3) if z is None else z
+        self.sequences = [width_last(t) for t in (u, delta, *narrow, gate)]
         self.vectors = [_nothing() if t is None else t.contiguous() for t in (A, D, delta_bias)]
         self.has_D, self.has_z, self.has_bias = (t is not None for t in (D, z, delta_bias))
         self.delta_softplus = delta_softplus
@@ -87,7 +95,7 @@ class _Call:
     def forward(self, kept: Tensor) -> Tensor:
         """Return the output; write states to ``kept`` unless it is empty."""
         y = _empty(self.batch, self.length, self.width)
-        self._run(kernels.forward, self.sequences, _flat(kept), _flat(y))
+        self._run(kernels.forward, [*self.sequences, y], _flat(kept), _flat(y))
         return y.transpose(1, 2)
 
     def backward(self, kept: Tensor, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,14 +107,15 @@ class _Call:
         dD, d_bias = _empty(self.groups, self.width), _empty(self.groups, self.width)
         dB, dC = (_empty(self.parts, self.batch, self.length, self.n).zero_() for _ in range(2))
         gradients = tuple(_flat(t) for t in (du, d_delta, dA, dB, dC, dD, dz, d_bias))
-        dy = _width_last(dy)
-        self._run(kernels.backward, [*self.sequences, dy], _flat(kept), _flat(dy), gradients)
+        dy = width_last(dy)
+        self._run(kernels.backward, [*self.sequences, dy, du], _flat(kept), _flat(dy), gradients)
+        dB, dC = (self._in_time(t.sum(0).transpose(1, 2)) for t in (dB, dC))
         return (
             du.transpose(1, 2),
             d_delta.transpose(1, 2),
             dA.sum(0),
-            dB.sum(0).transpose(1, 2),
-            dC.sum(0).transpose(1, 2),
+            dB,
+            dC,
             dD.sum(0) if self.has_D else None,
             dz.transpose(1, 2) if self.has_z else None,
             d_bias.sum(0) if self.has_bias else None,
@@ -116,7 +125,7 @@ class _Call:
         """Share the tasks of a kernel among as many threads as torch may use."""
         u, delta, B, C, z = (_flat(t) for t in sequences[:5])
         A, D, bias = (_flat(t) for t in self.vectors)
-        strides = np.array([t.stride()[:2] for t in sequences])
+        strides = np.array([self._walk(t, turned=i in (2, 3)) for i, t in enumerate(sequences)])
         inputs = (u, delta, A, B, C, D, z, bias)
         arguments = (self.sizes, strides, inputs, self.delta_softplus, *more)
         tasks = self.groups * self.parts
@@ -140,6 +149,15 @@ class _Call:
         for other in others:
             other.result()
 
+    def _walk(self, t: Tensor, *, turned: bool) -> tuple[int, int, int]:
+        """Return the steps to the next sequence and time, and where the first time lies."""
+        row, step, _ = t.stride()
+        back = self.reverse and not turned
+        return (row, -step, (self.length - 1) * step) if back else (row, step, 0)
+
+    def _in_time(self, t: Tensor) -> Tensor:
+        return t.flip(2) if self.reverse else t
+
 
 def _empty(*size: int) -> Tensor:
     """Return room for float32 numbers, whatever torch's default type (bf16-true changes it)."""
@@ -148,12 +166,6 @@ def _empty(*size: int) -> Tensor:
 
 def _nothing(axes: int = 1) -> Tensor:
     return _empty(*(0,) * axes)
-
-
-def _width_last(t: Tensor) -> Tensor:
-    """Turn ``[b, d, l]`` into ``[b, l, d]`` whose channels lie side by side."""
-    turned = t.detach().transpose(1, 2)
-    return turned if turned.stride(2) == 1 or turned.shape[2] == 1 else turned.contiguous()
 
 
 def _flat(t: Tensor) -> npt.NDArray[np.float32]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from panovlm.models.mamba.arguments import check_shapes, common_dtype
 
 CHUNK = 16
 """Time steps between two kept states."""
@@ -38,18 +39,16 @@ def scan_from(
 ) -> tuple[Tensor, Tensor]:
     """Scan sequences that begin with a given state.
 
-    Computes in float32, under autocast too (in float64 if an argument is float64). Every tensor
-    argument gets its gradient; there are no second derivatives.
-
     Args:
         start: state before the first time step, ``[b, d, n]``; ``None``: zero.
-        u: signal ``[b, d, l]``.
+        u: signal ``[b, d, l]``; it and the others are those of
+            :func:`~panovlm.models.mamba.scan.selective_scan`.
         delta: step sizes ``[b, d, l]``, before bias and softplus.
-        A: diagonal state matrix ``[d, n]``; negative for a state that decays.
+        A: diagonal state matrix ``[d, n]``.
         B: input matrix of every time step ``[b, n, l]``.
         C: output matrix of every time step ``[b, n, l]``.
         D: weight of the direct path ``[d]``.
-        z: gate ``[b, d, l]``; the output is multiplied by SiLU(z).
+        z: gate ``[b, d, l]``.
         delta_bias: added to ``delta``, ``[d]``.
         delta_softplus: put ``delta`` and its bias through a softplus.
 
@@ -61,8 +60,7 @@ def scan_from(
         ValueError: the shapes do not fit together.
     """
     check_shapes(u, A, start=start, delta=delta, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
-    given = (t for t in (start, u, delta, A, B, C, D, z, delta_bias) if t is not None)
-    dtype = reduce(torch.promote_types, (t.dtype for t in given), torch.float32)
+    dtype = common_dtype((start, u, delta, A, B, C, D, z, delta_bias))
 
     def time_first(t: Tensor) -> Tensor:
         return t.to(dtype).permute(2, 0, 1).contiguous()
@@ -85,35 +83,6 @@ def scan_from(
         if z is not None:
             y = y * nn.functional.silu(time_first(z))
     return y.permute(1, 2, 0).to(u.dtype), after.transpose(1, 2)
-
-
-def check_shapes(u: Tensor, A: Tensor, **others: Tensor | None) -> None:
-    """Refuse arguments of a scan that do not fit together, even where they would broadcast.
-
-    Raises:
-        ValueError: the shapes do not fit together.
-    """
-    if u.ndim != 3 or A.ndim != 2 or len(A) != u.shape[1]:
-        raise ValueError(
-            f"selective_scan: u must be [b, d, l] and A [d, n]; got u {list(u.shape)} and "
-            f"A {list(A.shape)}"
-        )
-    (batch, width, length), n = u.shape, A.shape[1]
-    expected = {
-        "start": (batch, width, n),
-        "delta": (batch, width, length),
-        "B": (batch, n, length),
-        "C": (batch, n, length),
-        "D": (width,),
-        "z": (batch, width, length),
-        "delta_bias": (width,),
-    }
-    for name, tensor in others.items():
-        if tensor is not None and tensor.shape != expected[name]:
-            raise ValueError(
-                f"selective_scan: {name} has shape {list(tensor.shape)}, but "
-                f"{list(expected[name])} belongs to u {list(u.shape)} and A {list(A.shape)}"
-            )
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

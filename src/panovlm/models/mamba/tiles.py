@@ -18,6 +18,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from panovlm.models.mamba import constants
+
 Floats: TypeAlias = npt.NDArray[np.float32]
 Integers: TypeAlias = npt.NDArray[np.int64]
 Float: TypeAlias = np.float32
@@ -36,11 +38,8 @@ ROOM = 13 * SIZE + 6 * LANES
 """Where the tiles and vectors of a task lie in its working memory."""
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
-LOG2_E = np.float32(1.4426950408889634)
-LN_2 = np.float32(0.6931471805599453)
-LN_2_HIGH = np.float32(0.693359375)
-"""ln 2 to 9 bits, so that its multiples by exponents are exact; the rest follows."""
-LN_2_LOW = np.float32(-2.12194440e-4)
+LOG2_E, LN_2 = np.float32(constants.LOG2_E), np.float32(constants.LN_2)
+LN_2_HIGH, LN_2_LOW = np.float32(constants.LN_2_HIGH), np.float32(constants.LN_2_LOW)
 LOWEST, HIGHEST = np.float32(-125), np.float32(127.4)
 """Exponents beyond which :func:`exp2` saturates, at 2e-38 and 2e38."""
 ROUND = np.float32(1.5 * 2**23)
@@ -50,8 +49,7 @@ P1, P2, P3, P4, P5, P6 = (
     for c in (0.6931472029, 0.2402264791, 0.0555033247, 0.0096184374, 0.0013398875, 0.0001535336)
 )
 """2**r on [-1/2, 1/2], fitted for the relative error (2e-9) with value 1 at 0."""
-Q1, Q2, Q3, Q4 = (np.float32(c) for c in (0.3333320814, 0.2001076365, 0.1400090215, 0.1400599603))
-"""artanh(s) / s in s**2 on [0, 1/9], likewise (4e-9)."""
+Q1, Q2, Q3, Q4 = (np.float32(c) for c in constants.ARTANH)
 
 
 def jit(function: Function, *, inlined: bool = False) -> Function:
@@ -277,7 +275,7 @@ def load_tile(
 @inlined
 def place(strides: Integers, tensor: int, row: int, step: int) -> int:
     """Return where a time step of a tensor begins in its flat array."""
-    return row * strides[tensor, 0] + step * strides[tensor, 1]
+    return row * strides[tensor, 0] + step * strides[tensor, 1] + strides[tensor, 2]
 
 
 @inlined

@@ -49,10 +49,7 @@ class BiMambaBlock(nn.Module):
     def forward(self, x: Tensor, loop: int | None) -> Tensor:
         """Mix the tokens of ``x`` ``[B·V, S, H]``; ``loop`` views make a closed loop, if any do."""
         y = self.norm(x) if self.norm_first else x
-        # Turned round as a whole, the views of a loop and the tokens in them change their order,
-        # and the samples too; turning back restores all of it.
-        axes = (1,) if loop is None else (0, 1)
-        backward = self.backward_block(y.flip(axes), loop).flip(axes)
+        backward = self.backward_block(y, loop, reverse=True)
         mixed = x + self.dropout(self.scale * (self.forward_block(y, loop) + backward))
         return mixed if self.norm_first else self.norm(mixed)
 
