@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -25,6 +26,9 @@ def test_everything_works_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"torch {version('torch')}" in checks["packages"]["detail"]
     assert checks["extra fast"]["detail"] == f"numba {version('numba')}"
     assert {"scan by torch", "scan by numba", "model hub", "disk"} <= checks.keys()
+    if find_spec("triton"):
+        there = torch.cuda.is_available()
+        assert checks["scan by triton"]["outcome"] == ("works" if there else "note")
     assert checks["accelerator"]["outcome"] == ("works" if torch.cuda.is_available() else "note")
 
 

@@ -8,10 +8,17 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from subprocess import CalledProcessError
+from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.requirements import Requirement
+
+from panovlm.errors import PanoVLMError
+
+if TYPE_CHECKING:
+    from panovlm.models.mamba.backends import Backend
 
 Outcome = Literal["works", "note", "fault"]
 
@@ -121,15 +128,66 @@ def _scans() -> Iterator[Check]:
     from panovlm.models.mamba import backends
 
     auto = backends.has_numba()
-    for backend in ("torch", "numba") if auto else ("torch",):
-        error = _scan_error(backend)
-        outcome: Outcome = "works" if error <= TOLERANCE else "fault"
-        used = "large scans" if backend == "numba" else "small ones" if auto else "all scans"
-        detail = f"error {error:.0e} of the largest value; `auto` uses it for {used} on the CPU"
-        yield Check(f"scan by {backend}", outcome, detail)
+    yield _scan("torch", "cpu", f"{'small' if auto else 'all'} scans on the CPU")
+    if auto:
+        yield _scan("numba", "cpu", "large scans on the CPU")
+    if find_spec("triton"):
+        yield _scan_by_triton()
+    if find_spec("mamba_ssm"):
+        yield _scan_by_mamba_ssm()
 
 
-def _scan_error(backend: Literal["torch", "numba"]) -> float:
+def _scan_by_triton() -> Check:
+    import torch
+
+    from panovlm.models.mamba import backends
+
+    if backends.interpreted():
+        return _scan("triton", "cpu", None)
+    if not torch.cuda.is_available():
+        return Check("scan by triton", "note", "not tried; it needs a CUDA device")
+    if lack := backends.missing_for_triton():
+        return Check("scan by triton", "note", f"{lack} Until then torch scans on the GPU")
+    from triton.errors import TritonError
+
+    fits = backends.fits_triton(torch.device("cuda"))
+    used = "scans on the GPU" if fits else None
+    return _scan("triton", "cuda", used, (TritonError, CalledProcessError, OSError))
+
+
+def _scan_by_mamba_ssm() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("scan by mamba_ssm", "note", "not tried; it needs a CUDA device")
+    return _scan("mamba_ssm", "cuda", None)
+
+
+def _scan(
+    backend: Backend,
+    device: str,
+    used: str | None,
+    faults: tuple[type[Exception], ...] = (),
+) -> Check:
+    """Try one implementation.
+
+    Args:
+        backend: its name.
+        device: where it is tried.
+        used: for what ``auto`` takes it, if for anything.
+        faults: errors by which it says that it does not work, besides torch's and our own.
+    """
+    name = f"scan by {backend}"
+    try:
+        error = _scan_error(backend, device)
+    except (RuntimeError, PanoVLMError, *faults) as fault:
+        return Check(name, "fault", (str(fault).splitlines() or [type(fault).__name__])[0])
+    detail = f"error {error:.0e} of the largest value; `auto` "
+    detail += f"uses it for {used}" if used else "does not take it"
+    return Check(name, "works" if error <= TOLERANCE else "fault", detail)
+
+
+def _scan_error(backend: Backend, device: str) -> float:
     import torch
 
     from panovlm.models.mamba import backends
@@ -139,7 +197,7 @@ def _scan_error(backend: Literal["torch", "numba"]) -> float:
     batch, width, length, n = 2, 6, 40, 5
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(device)
 
     u, delta, a = draw(batch, width, length), draw(batch, width, length), -draw(width, n).exp()
     b, c, d = draw(batch, n, length), draw(batch, n, length), draw(width)
@@ -151,7 +209,7 @@ def _scan_error(backend: Literal["torch", "numba"]) -> float:
         backends.use(before)
     u, delta, a, b, c, d = (t.double() for t in (u, delta, a, b, c, d))
     step = torch.nn.functional.softplus(delta)
-    state = torch.zeros(batch, width, n, dtype=torch.float64)
+    state = torch.zeros(batch, width, n, dtype=torch.float64, device=device)
     outputs: list[torch.Tensor] = []
     for t in range(length):
         decay = torch.exp(step[:, :, t, None] * a)

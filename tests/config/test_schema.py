@@ -26,6 +26,27 @@ def experiment(**blocks: object) -> dict[str, object]:
     return {"training": {"stages": ["finetune"], "stage_configs": {"finetune": {}}}, **blocks}
 
 
+@pytest.mark.parametrize(
+    ("backend", "accelerator", "fits"),
+    [
+        ("triton", "auto", True),
+        ("triton", "gpu", True),
+        ("triton", "cpu", False),
+        ("mamba_ssm", "mps", False),
+        ("numba", "cpu", True),
+        ("numba", "gpu", False),
+        ("torch", "mps", True),
+    ],
+)
+def test_the_scan_works_on_the_accelerator(backend: str, accelerator: str, fits: bool) -> None:
+    blocks = experiment(environment={"scan_backend": backend, "accelerator": accelerator})
+    if fits:
+        assert Settings.model_validate(blocks).environment.scan_backend == backend
+    else:
+        with pytest.raises(ValidationError, match="set scan_backend to auto or torch"):
+            Settings.model_validate(blocks)
+
+
 def test_the_preset_is_that_of_the_architecture() -> None:
     for name, found in recipes().items():
         models = ModelSettings(resampler_type=name)

@@ -61,7 +61,7 @@ def results(args: dict[str, Tensor], dtype: torch.dtype | None = None, **options
     """Return the output and all gradients; the leaves keep the strides that they had."""
     leaves = {k: v.detach().to(dtype).requires_grad_() for k, v in args.items()}
     y = selective_scan(**leaves, **{"delta_softplus": True, **options})
-    weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
+    weights = torch.linspace(-1, 1, y.numel()).bfloat16().view(y.shape)  # exact in every type
     gradients = torch.autograd.grad(y, list(leaves.values()), weights.to(y.dtype).to(DEVICE))
     return [y.detach(), *gradients]
 
@@ -109,8 +109,8 @@ def test_step_sizes_without_softplus() -> None:
 def test_blocks_and_parts_of_the_channels(monkeypatch) -> None:
     """Programs that take several blocks add to the same sums, in the same order every time."""
     monkeypatch.setattr(scan_triton, "STATES_OF_A_PROGRAM", 4)  # one channel in a block
-    monkeypatch.setattr(scan_triton, "PROGRAMS", 4)  # two parts of two and three blocks
-    args = arguments(2, 5, 3, 4)
+    monkeypatch.setattr(scan_triton, "PROGRAMS", 2)  # two parts of one and two blocks
+    args = arguments(1, 3, 3, 4)
     assert_exact(args)
     once, again = results(args, torch.float32), results(args, torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))

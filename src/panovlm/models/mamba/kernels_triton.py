@@ -27,6 +27,7 @@ from panovlm.models.mamba.tiles_triton import (
     write,
 )
 
+
 @jit
 def forward(
     u: Steps,

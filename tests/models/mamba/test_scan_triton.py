@@ -1,0 +1,151 @@
+"""The Triton backend: its cases in processes of their own, its compiler, and when it is chosen."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from panovlm.errors import ConfigError, MissingDependencyError
+from panovlm.models.mamba import backends
+
+CASES = Path(__file__).with_name("triton_cases.py")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+
+
+@pytest.fixture(autouse=True)
+def triton_is_there():
+    pytest.importorskip("triton")
+    backends.missing_for_triton.cache_clear()
+    yield
+    backends.missing_for_triton.cache_clear()
+    backends.use("auto")
+
+
+def run_cases(**environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", str(CASES), "-p", "no:cacheprovider", "-W", "ignore"]
+    inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        command, env=inherited | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout
+
+
+def test_in_tritons_interpreter() -> None:
+    run_cases(TRITON_INTERPRET="1")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_cuda_device() -> None:
+    run_cases()
+
+
+def signature(kernel, dtype: str, *, gated: bool) -> dict[str, object]:
+    """Return the types of a kernel's arguments, as a call would find them."""
+    from panovlm.models.mamba.tiles_triton import Steps
+
+    def steps(of: str) -> Steps:
+        return Steps(f"*{of}", "i32", "i32")  # pyright: ignore[reportArgumentType]
+
+    found = dict.fromkeys(kernel.arg_names, "*fp32")
+    for name in {"u", "delta", "B", "C", "z", "y", "dy", "du", "d_delta", "dz"} & found.keys():
+        found[name] = steps(dtype)
+    for name in {"dB", "dC"} & found.keys():
+        found[name] = steps("fp32")
+    if not gated:
+        found |= dict.fromkeys({"z", "dz"} & found.keys(), "constexpr")
+    found |= dict.fromkeys(("length", "width", "n"), "i32")
+    return found | dict.fromkeys(("SOFTPLUS", "CHANNELS", "STATES", "TILE"), "constexpr")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "capability", "gated", "tile"),
+    [
+        ("forward", "bf16", 90, True, 8),
+        ("forward", "fp16", 80, False, 8),
+        ("backward", "bf16", 90, True, 2),
+        ("backward", "fp32", 80, False, 2),
+    ],
+)
+def test_kernels_compile_without_a_gpu(
+    monkeypatch, tmp_path, name, dtype, capability, gated, tile
+) -> None:
+    """The interpreter takes more than the compiler does, and rounds differently."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from panovlm.models.mamba import kernels_triton
+
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    kernel = getattr(kernels_triton, name)
+    options = {"SOFTPLUS": True, "CHANNELS": 4, "STATES": 64, "TILE": tile}
+    if not gated:
+        options |= {"z": None} if name == "forward" else {"z": None, "dz": None}
+    source = ASTSource(kernel, signature(kernel, dtype, gated=gated), constexprs=options)
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": 1})
+    code = compiled.asm["ptx"]
+    assert "ex2.approx" in code
+    assert not re.search(r"\b(atom|red)\.", code)  # additions in no fixed order
+    if dtype != "fp32":
+        assert f"cvt.rn.{'bf16' if dtype == 'bf16' else 'f16'}" in code  # rounds to the nearest
+    assert compiled.asm["cubin"]
+
+
+def test_the_cpu_needs_the_interpreter() -> None:
+    backends.use("triton")
+    if torch.cuda.is_available():
+        assert backends.for_scan(CPU, torch.float32, 1) == "torch"
+    else:
+        with pytest.raises(ConfigError, match=r"'triton'.*CUDA devices only.*on cpu"):
+            backends.for_scan(CPU, torch.float32, 1)
+    assert backends.for_scan(CUDA, torch.float32, 1) == "triton"
+    assert backends.for_scan(CUDA, torch.float64, 1) == "torch"
+    with pytest.raises(ConfigError, match="on mps"):
+        backends.for_scan(torch.device("mps"), torch.float32, 1)
+
+
+def test_scans_on_the_cpu_beside_a_gpu_go_by_auto(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    backends.use("triton")
+    assert backends.for_scan(CPU, torch.float32, 1) == "torch"
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((8, 0), "triton"), ((7, 5), "torch")])
+def test_auto_takes_it_where_it_compiles(monkeypatch, capability, chosen) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert backends.for_scan(CUDA, torch.float32, 1) == chosen
+
+
+def test_without_triton(monkeypatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="pip install triton"):
+        backends.use("triton")
+    assert backends.for_scan(CUDA, torch.float32, 1) == "torch"
+
+
+@pytest.mark.parametrize("lack", ["C compiler", r"Python\.h"])
+def test_without_what_triton_compiles_with(monkeypatch, tmp_path, lack) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    if lack == "C compiler":
+        monkeypatch.setattr(backends.shutil, "which", lambda name: None)
+    else:
+        monkeypatch.setattr(backends.shutil, "which", lambda name: "/usr/bin/gcc")
+        monkeypatch.setattr(backends.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    with pytest.raises(MissingDependencyError, match=lack):
+        backends.use("triton")
+    assert backends.for_scan(CUDA, torch.float32, 1) == "torch"
+
+
+def test_triton_is_not_imported_before_it_is_needed() -> None:
+    code = "import sys, panovlm.models.mamba.block; sys.exit('triton.language' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == 0
