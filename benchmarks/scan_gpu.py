@@ -3,11 +3,11 @@
     python benchmarks/scan_gpu.py [--runs 20] [--dtype bfloat16] [--json scan.json]
         [--update docs/performance.md]
 
-Candidates are our scan by Triton and in plain torch, transformers' function as it is and compiled by
-torch (its parallel scan), and mambapy and mamba-ssm where they are installed. Every output is
-compared with float64 before anything is timed. "Bandwidth" is what must at least be moved, arguments
-read and results written once each way, in the time that was taken, against a copy of one large
-tensor.
+Candidates are our scan by Triton and in plain torch, transformers' function as it is and compiled
+by torch (its parallel scan), and mambapy and mamba-ssm where they are installed. Every output is
+compared with float64 before anything is timed. "Bandwidth" is what must at least be moved,
+arguments read and results written once each way, in the time that was taken, against a copy of one
+large tensor.
 """
 
 from __future__ import annotations

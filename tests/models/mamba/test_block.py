@@ -53,6 +53,18 @@ def test_equals_transformers(backend, d_model, expand, d_state, d_conv, length) 
         )
 
 
+@pytest.mark.parametrize("loop", [None, 3])
+@pytest.mark.parametrize("d_conv", [1, 4])
+def test_reverse_is_the_mixer_of_turned_sequences(loop, d_conv) -> None:
+    """Loops change their order as a whole: the last step of the last sequence comes first."""
+    mixer = MambaMixer(8, expand=1.5, d_state=3, d_conv=d_conv).double()
+    randomise(mixer)
+    x = torch.randn(6, 5, 8, dtype=torch.float64)
+    axes = (1,) if loop is None else (0, 1)
+    expected = mixer(x.flip(axes), loop).flip(axes)
+    torch.testing.assert_close(mixer(x, loop, reverse=True), expected)
+
+
 def test_parameter_names_and_shapes_are_those_of_mamba_ssm() -> None:
     mixer = MambaMixer(50, expand=1.99, d_state=6, d_conv=3)  # 99.5 -> 99, 50 / 16 -> 4
     assert {name: tuple(p.shape) for name, p in mixer.state_dict().items()} == {

@@ -108,6 +108,22 @@ def test_output_and_all_gradients_equal_the_loop(backend, size, delta_softplus) 
         assert_near(found.gradients[name], gradient, 5e-6, name)
 
 
+def test_time_turned_round(backend) -> None:
+    """In reverse it is the scan of turned tensors, turned back, with all gradients."""
+    args = make(2, 7, 5, CHUNK + 3)
+
+    def turned(leaves: dict[str, Tensor]) -> Tensor:
+        over_time = ("u", "delta", "B", "C", "z")
+        backwards = {k: v.flip(2) if k in over_time else v for k, v in leaves.items()}
+        return loop(backwards, delta_softplus=True).flip(2)
+
+    expected = differentiate(turned, args, torch.float64)
+    found = differentiate(call, args, torch.float32, delta_softplus=True, reverse=True)
+    assert_near(found.output, expected.output, 2e-6)
+    for name, gradient in expected.gradients.items():
+        assert_near(found.gradients[name], gradient, 5e-6, name)
+
+
 @pytest.mark.parametrize("present", [(), *((name,) for name in OPTIONAL)])
 def test_optional_arguments_can_be_left_out(present) -> None:
     args = make(2, 3, 4, CHUNK + 2)

@@ -46,17 +46,17 @@ def arguments(b: int, d: int, n: int, length: int) -> dict[str, Tensor]:
     }
 
 
-def results(args: dict[str, Tensor], dtype: torch.dtype, *, softplus: bool = True) -> list[Tensor]:
+def results(args: dict[str, Tensor], dtype: torch.dtype, **options: bool) -> list[Tensor]:
     """Return the output and all gradients; the leaves keep the strides that they had."""
     leaves = {k: v.detach().to(dtype).requires_grad_() for k, v in args.items()}
-    y = selective_scan(**leaves, delta_softplus=softplus)
+    y = selective_scan(**leaves, **{"delta_softplus": True, **options})
     weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(dtype)
     return [y.detach(), *torch.autograd.grad(y, list(leaves.values()), weights)]
 
 
-def assert_exact(args: dict[str, Tensor], *, softplus: bool = True) -> None:
-    found = results(args, torch.float32, softplus=softplus)
-    expected = results(args, torch.float64, softplus=softplus)
+def assert_exact(args: dict[str, Tensor], **options: bool) -> None:
+    found = results(args, torch.float32, **options)
+    expected = results(args, torch.float64, **options)
     for name, one, other in zip(("y", *args), found, expected, strict=True):
         assert one.shape == other.shape
         error = (one.double() - other).abs().max() / other.abs().max().clamp_min(1e-30)
@@ -66,8 +66,9 @@ def assert_exact(args: dict[str, Tensor], *, softplus: bool = True) -> None:
 @pytest.mark.parametrize(
     "size", [(1, 1, 1, 2), (3, 63, 5, 7), (2, 64, 1, 8), (70, 65, 3, 4), (2, 130, 17, 41)]
 )
-def test_odd_sizes(size) -> None:
+def test_odd_sizes_in_both_directions(size) -> None:
     assert_exact(arguments(*size))
+    assert_exact(arguments(*size), reverse=True)
 
 
 @pytest.mark.parametrize("present", list(itertools.product([False, True], repeat=3)))
@@ -79,7 +80,7 @@ def test_optional_arguments(present) -> None:
 
 def test_step_sizes_without_softplus() -> None:
     args = arguments(2, 5, 3, 19)
-    assert_exact(args | {"delta": args["delta"].abs()}, softplus=False)
+    assert_exact(args | {"delta": args["delta"].abs()}, delta_softplus=False)
 
 
 def test_a_long_scan_is_as_exact_as_one_of_a_panorama() -> None:
@@ -98,6 +99,7 @@ def test_tensors_may_lie_in_any_way() -> None:
     }
     for case in (tight, gaps, one_for_all):
         assert_exact(case)
+        assert_exact(case, reverse=True)
 
 
 def test_no_result_depends_on_the_number_of_threads() -> None:

@@ -125,8 +125,10 @@ def add(
 def vector(pointer: "tl.tensor | None", columns: tl.tensor, there: tl.tensor) -> tl.tensor:
     """Return what belongs to the channels, zero beyond the width or without a tensor."""
     if pointer is None:
-        return tl.zeros(columns.shape, tl.float32)
-    return tl.load(pointer + columns, mask=there, other=0.0).to(tl.float32)
+        values = tl.zeros(columns.shape, tl.float32)
+    else:
+        values = tl.load(pointer + columns, mask=there, other=0.0).to(tl.float32)
+    return values
 
 
 @jit
