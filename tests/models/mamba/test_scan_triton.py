@@ -137,7 +137,9 @@ def test_without_what_triton_compiles_with(monkeypatch, tmp_path, lack) -> None:
         monkeypatch.setattr(backends.shutil, "which", lambda name: None)
     else:
         monkeypatch.setattr(backends.shutil, "which", lambda name: "/usr/bin/gcc")
-        monkeypatch.setattr(backends.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+        monkeypatch.setattr(
+            backends.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)}
+        )
     with pytest.raises(MissingDependencyError, match=lack):
         backends.use("triton")
     assert backends.for_scan(CUDA, torch.float32, 1) == "torch"

@@ -80,7 +80,10 @@ def missing_for_triton() -> str | None:
         return None
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "Triton finds no C compiler, which it needs. Install gcc or clang."
-    headers = Path(sysconfig.get_paths()["include"])
+    scheme = sysconfig.get_default_scheme()
+    if scheme == "posix_local":  # Debian's folder for what is not its own; Triton leaves it out too
+        scheme = "posix_prefix"
+    headers = Path(sysconfig.get_paths(scheme)["include"])
     if not (headers / "Python.h").is_file():
         return (
             f"Triton needs Python's header files, and there is no {headers / 'Python.h'}. Install "

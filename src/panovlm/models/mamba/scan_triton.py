@@ -17,8 +17,9 @@ from panovlm.models.mamba.tiles_triton import Steps
 TILE = 8
 """Time steps between two kept states."""
 STATES_OF_A_PROGRAM = 256
-"""Entries of states (channels x n) that a program holds in the registers of its one warp: few, so
-that there are many programs, and their kept states of one tile still fit the registers."""
+"""Entries of states (channels x n) that a program, of one warp, takes through time: few, so that
+there are many programs, and that the backward pass, which needs those of a whole tile at once,
+moves little of them out of the registers."""
 PROGRAMS = 1024
 """Programs of the backward pass that suffice for a large GPU; each has sums of its own for B and C,
 and takes several blocks of channels where there are more."""
