@@ -147,12 +147,10 @@ def _scan_by_triton() -> Check:
     if not torch.cuda.is_available():
         return Check("scan by triton", "note", "not tried; it needs a CUDA device")
     if lack := backends.missing_for_triton():
-        return Check("scan by triton", "note", f"{lack} Until then torch scans on the GPU")
+        return Check("scan by triton", "note", lack)
     from triton.errors import TritonError
 
-    fits = backends.fits_triton(torch.device("cuda"))
-    used = "scans on the GPU" if fits else None
-    return _scan("triton", "cuda", used, (TritonError, CalledProcessError, OSError))
+    return _scan("triton", "cuda", None, (TritonError, CalledProcessError, OSError))
 
 
 def _scan_by_mamba_ssm() -> Check:

@@ -95,8 +95,7 @@ class Environment(StrictModel):
     scan_backend: Literal["auto", "torch", "numba", "triton", "mamba_ssm"] = "auto"
     """What computes Mamba's selective scan, to the same numbers. ``numba``: compiled loops on the
     CPU (extra ``fast``); ``triton``: kernels for CUDA devices; ``mamba_ssm``: those of the package
-    mamba-ssm; ``auto``: numba for large scans on the CPU, Triton on CUDA devices, where installed,
-    else torch."""
+    mamba-ssm; ``auto``: numba for large scans on the CPU where it is installed, else torch."""
     attn_implementation: Attention = "auto"
     """How tower and language model compute attention: torch's fused one, step by step, or that of
     the package flash-attn (CUDA, bfloat16 or float16); ``auto``: what transformers takes for the

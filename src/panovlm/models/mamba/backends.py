@@ -28,8 +28,6 @@ ON_GPU = ("triton", "mamba_ssm")
 WORTH_COMPILING = 1 << 23
 """States of a scan (batch x width x length x n) from which ``auto`` takes numba: the first scan of
 a machine compiles for some ten seconds, and every process loads the result for half a second."""
-CAPABILITY = (8, 0)
-"""Oldest CUDA devices that Triton compiles for."""
 
 _choice: Choice = "auto"
 
@@ -40,9 +38,8 @@ def use(choice: Choice) -> None:
     Args:
         choice: ``torch``: anywhere; ``numba``: compiled loops for float32 on the CPU; ``triton``
             and ``mamba_ssm``: kernels for CUDA devices, while scans on the CPU beside them (of
-            checkpoints that are tried out there) go by ``auto``; ``auto``: on the CPU numba for
-            large scans, on CUDA devices Triton, each where it is installed and fits, else torch.
-            Scans in float64 stay in torch.
+            checkpoints that are tried out there) go by ``auto``; ``auto``: numba for large scans on
+            the CPU where it is installed, else torch. Scans in float64 stay in torch.
 
     Raises:
         MissingDependencyError: what is asked for is not installed.
@@ -111,11 +108,6 @@ def _missing_mamba() -> str | None:
     return "the package mamba-ssm is not installed. Install it with: pip install mamba-ssm."
 
 
-def fits_triton(device: torch.device) -> bool:
-    """Tell whether Triton is there and compiles for a CUDA device."""
-    return not missing_for_triton() and torch.cuda.get_device_capability(device) >= CAPABILITY
-
-
 def for_scan(device: torch.device, dtype: torch.dtype, states: int) -> Backend:
     """Return the backend for a scan over so many states, of this kind of tensors.
 
@@ -128,11 +120,7 @@ def for_scan(device: torch.device, dtype: torch.dtype, states: int) -> Backend:
         return _on_cpu(states)
     if _choice == "numba" or (_choice in ON_GPU and device.type != "cuda"):
         raise _unfit("the CPU" if _choice == "numba" else "CUDA devices", device)
-    if device.type != "cuda":
-        return "torch"
-    if _choice == "auto":
-        return "triton" if fits_triton(device) else "torch"
-    return _choice
+    return "torch" if _choice == "auto" else _choice
 
 
 def _on_cpu(states: int) -> Backend:
