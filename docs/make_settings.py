@@ -6,22 +6,23 @@ Types, limits and defaults come from the classes, meanings from the text below e
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+import types
+import typing
+from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from typing import Any, get_args, get_origin
 
 from panovlm.config import schema
+from panovlm.config.base import MISSING, FieldInfo, StrictModel
 from panovlm.config.image_input import ImageInput
+from panovlm.config.readers import UNLIMITED, Limits
 from panovlm.models.resamplers import BUILT_IN
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -51,7 +52,7 @@ trained model computes; they travel in every checkpoint ([checkpoints](checkpoin
 This page is written by `docs/make_settings.py`; do not edit it by hand.
 """
 
-BLOCKS: tuple[tuple[str, type[BaseModel]], ...] = (
+BLOCKS: tuple[tuple[str, type[StrictModel]], ...] = (
     ("experiment", schema.Experiment),
     ("environment", schema.Environment),
     ("data", schema.Data),
@@ -81,13 +82,13 @@ SPECIAL_KINDS = {
     "csv_val": "path or list of paths",
     "csv_test": "path or list of paths",
 }
-"""Fields that are read more liberally than their JSON schema tells."""
+"""Fields that are read more liberally than their type tells."""
 SPECIAL_DEFAULTS = {
     "resampler_config": "the preset of `resampler_type`",
     "stages": "all three",
 }
-WORDS = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text"}
-LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+WORDS = {int: "integer", float: "number", bool: "true or false", str: "text"}
+LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def page() -> str:
@@ -99,61 +100,59 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _table(model: type[BaseModel]) -> Iterator[str]:
+def _table(model: type[StrictModel]) -> Iterator[str]:
     """Yield the lines of one block's table; that of a resampler tells what weights show."""
     shown = next((found.observability for found in BUILT_IN if found.settings is model), None)
     yield "| field | type | default | meaning |" + (" in the weights |" if shown else "")
     yield "|---|---|---|---|" + ("---|" if shown else "")
-    document = model.model_json_schema(mode="validation")
-    definitions = document.get("$defs", {})
     for name, info in model.model_fields.items():
-        kind = SPECIAL_KINDS.get(name) or _kind(document["properties"][name], definitions)
+        kind = SPECIAL_KINDS.get(name) or _kind(info.annotation, info.limits)
         meaning = _sentence(_meanings(model).get(name, ""))
         row = f"| `{name}` | {kind} | {_default(name, info)} | {meaning} |"
         yield f"{row} {shown[name]} |" if shown else row
 
 
-def _kind(found: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """Say what values a field takes, from its JSON schema."""
-    if "$ref" in found:
-        return "block, see below"
-    if "anyOf" in found:
-        kinds = [_kind(part, definitions) for part in found["anyOf"] if part.get("type") != "null"]
-        return " or ".join(dict.fromkeys(kinds))
-    if "enum" in found or "const" in found:
-        values = found.get("enum", [found.get("const")])
-        return ", ".join(f"`{value}`" for value in values)
-    if "prefixItems" in found:
-        inner = _kind(found["prefixItems"][0], definitions)
-        return f"list of {len(found['prefixItems'])}: {inner}"
-    match found.get("type"):
-        case "array":
-            return f"list of {_kind(found['items'], definitions)}s".replace("texts", "text")
-        case "object":
-            named = isinstance(found.get("additionalProperties"), dict)
-            return "block per name, see below" if named else "block"
-        case kind:
-            return WORDS[str(kind)] + _limits(found)
+def _kind(annotation: Any, limits: Limits = UNLIMITED) -> str:
+    """Say what values a type takes."""
+    inner = get_args(annotation)
+    match get_origin(annotation):
+        case typing.Annotated:
+            return _kind(inner[0], next((n for n in inner if isinstance(n, Limits)), limits))
+        case typing.Union | types.UnionType:
+            kinds = [_kind(member, limits) for member in inner if member is not types.NoneType]
+            return " or ".join(dict.fromkeys(kinds))
+        case typing.Literal:
+            return ", ".join(f"`{value}`" for value in inner)
+        case builtins.tuple if inner[-1] is ...:
+            return f"list of {_kind(inner[0])}s".replace("texts", "text")
+        case builtins.tuple:
+            return f"list of {len(inner)}: {_kind(inner[0])}"
+        case builtins.dict:
+            return "block" if inner[1] is Any else "block per name, see below"
+        case _:
+            word = WORDS.get(annotation)
+            return word + _limits(limits) if word else "block, see below"
 
 
-def _limits(found: Mapping[str, Any]) -> str:
-    limits = [f"{sign} {found[key]:g}" for key, sign in LIMITS.items() if key in found]
-    return f" {', '.join(limits)}" if limits else ""
+def _limits(limits: Limits) -> str:
+    found = limits._asdict()
+    told = [f"{sign} {found[key]:g}" for key, sign in LIMITS.items() if found[key] is not None]
+    return f" {', '.join(told)}" if told else ""
 
 
 def _default(name: str, info: FieldInfo) -> str:
     """Return a field's default as it would be written in YAML."""
     if name in SPECIAL_DEFAULTS:
         return SPECIAL_DEFAULTS[name]
-    if info.default is PydanticUndefined:
-        return "*required*" if info.is_required() else ""
+    if info.default is MISSING:
+        return "*required*" if info.is_required else ""
     if info.default is None:
         return "unset"
     return f"`{json.dumps(info.default, ensure_ascii=False)}`"
 
 
 @cache
-def _meanings(model: type[BaseModel]) -> dict[str, str]:
+def _meanings(model: type[StrictModel]) -> dict[str, str]:
     """Return the text that stands below each field in the class, by field."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(model)))
     body = tree.body[0].body  # type: ignore[attr-defined]

@@ -11,11 +11,11 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
-from pydantic import ValidationError
 from torch.testing import assert_close
 
 from panovlm.checkpoint.resolve import resolve
 from panovlm.config.load import load_settings
+from panovlm.config.problems import ValidationError
 from panovlm.config.schema import RESAMPLER_CONFIGS, ModelSettings
 from panovlm.models.model import PanoramaVLM
 

@@ -456,7 +456,7 @@ def test_resolving_needs_no_torch(build, files, backbones, write):
     )
     code = (
         "import sys\n"
-        "for name in ('torch', 'transformers', 'numpy', 'lightning', 'peft'):\n"
+        "for name in ('torch', 'transformers', 'numpy', 'lightning', 'peft', 'pydantic'):\n"
         "    sys.modules[name] = None\n"
         "from panovlm.checkpoint.report.describe import as_text\n"
         "from panovlm.checkpoint.resolve import resolve\n"

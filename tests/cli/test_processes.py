@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from panovlm.cli.main import main
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -89,12 +91,32 @@ def test_reading_needs_no_torch(trained: Path) -> None:
         "    if main(words):\n"
         "        sys.exit(f'{words} failed')\n"
         "heavy = {'torch', 'numpy', 'transformers', 'lightning', 'peft', 'safetensors'}\n"
+        "heavy |= {'pydantic', 'rich', 'PIL'}\n"
         "if found := sorted(heavy & set(sys.modules)):\n"
         "    sys.exit(f'imported {found}')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "verdict: loads, and every setting is known\n" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "best.safetensors"])
+def test_inspect_imports_little(name: str, trained: Path, tmp_path: Path) -> None:
+    """The time of a short command is that of its imports; each of these would add a good part."""
+    path = trained / name
+    if not path.is_file():
+        path = tmp_path / name
+        assert main(["convert", str(trained), str(path), "--to", "safetensors"]) == 0
+    code = (
+        "import sys\n"
+        "from panovlm.cli.main import main\n"
+        f"assert main(['inspect', {str(path)!r}]) == 0\n"
+        "slow = {'torch', 'numpy', 'transformers', 'pydantic', 'rich', 'yaml', 'PIL'}\n"
+        "slow |= {'importlib.metadata', 'email', 'asyncio', 'multiprocessing', 'difflib'}\n"
+        "print(sorted(slow & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
 
 
 def test_inspect_as_a_process(trained: Path) -> None:

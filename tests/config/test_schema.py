@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from pydantic import ValidationError
 
+from panovlm.config.problems import ValidationError
 from panovlm.config.schema import (
     RESAMPLER_CONFIGS,
     LoRASettings,
@@ -72,7 +72,7 @@ def test_a_partial_resampler_config_is_filled_from_the_preset() -> None:
 def test_a_bimamba_cannot_be_built_from_other_settings(given: object) -> None:
     with pytest.raises(ValidationError) as refused:
         ModelSettings.model_validate({"resampler_type": "bimamba", "resampler_config": given})
-    assert refused.value.errors()[0]["loc"][0] == "resampler_config"
+    assert refused.value.problems[0].path[0] == "resampler_config"
 
 
 def test_settings_of_another_architecture_are_named() -> None:
@@ -98,14 +98,14 @@ def test_an_unknown_type_is_one_problem_at_its_own_key() -> None:
         ModelSettings.model_validate(
             {"resampler_type": "bmamba", "resampler_config": {"anything": 1}}
         )
-    [problem] = refused.value.errors()
-    assert problem["loc"] == ("resampler_type",)
-    assert "Did you mean 'bimamba'?" in problem["msg"]
+    [problem] = refused.value.problems
+    assert problem.path == ("resampler_type",)
+    assert "Did you mean 'bimamba'?" in problem.what
 
 
 def test_settings_are_frozen_and_strict() -> None:
     models = ModelSettings()
-    with pytest.raises(ValidationError):
+    with pytest.raises(AttributeError, match="frozen"):
         models.latent_dimension = 3  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ValidationError):
         ModelSettings.model_validate({"resampler_confg": {}})

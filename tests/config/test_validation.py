@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
 
-from panovlm.config.base import StrictModel
+from panovlm.config.base import Field, StrictModel
 from panovlm.config.fields import paths_of
 from panovlm.config.lines import Lines
 from panovlm.config.schema import RESAMPLER_CONFIGS, ModelSettings, Settings
@@ -90,11 +89,11 @@ def stage(**settings: object) -> dict[str, Any]:
         ),
         (
             {"models": {"latent_dimension": True}},
-            "models.latent_dimension: expected a number, got true.",
+            "models.latent_dimension: expected a whole number, got true.",
         ),
         (
             {"models": {"resampler_config": {"depth": True}}},
-            "models.resampler_config.depth: expected a number, got true.",
+            "models.resampler_config.depth: expected a whole number, got true.",
         ),
         (
             {"models": {"latent_dimension": None}},
@@ -211,7 +210,7 @@ def test_a_default_that_is_refused_is_told_too() -> None:
     class Odd(StrictModel):
         width: int = Field(default=0, ge=1)
 
-    with pytest.raises(ConfigError, match=r"^width: Input should be greater than or equal to 1\.$"):
+    with pytest.raises(ConfigError, match=r"^width: expected at least 1, got 0\.$"):
         validate(Odd, {})
 
 

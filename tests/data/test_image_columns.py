@@ -75,10 +75,10 @@ def test_one_picture_read_in_two_ways_is_two_panoramas(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        ("cube,,,", "t.csv:2: its picture cannot be as declared: image_layout: Input should be"),
-        (",wide,45,", "image_hfov: Input should be a valid number"),
+        ("cube,,,", "t.csv:2: its picture cannot be as declared: image_layout: expected 'erp', "),
+        (",wide,45,", "image_hfov: expected a number, got 'wide'"),
         (",90,,", "hfov and vfov go together"),
-        (",90,nan,", "image_vfov: Input should be a finite number"),
+        (",90,nan,", "image_vfov: expected a finite number, got 'nan'"),
     ],
 )
 def test_nonsense_names_row_and_column(folder: Path, cells: str, said: str) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from pydantic import BaseModel
 
+from panovlm.config.base import StrictModel
 from panovlm.config.schema import Recipe, Settings
 from panovlm.models.resamplers.recipe import ResamplerSettings
 
@@ -43,12 +43,12 @@ def test_every_field_has_a_meaning(maker: ModuleType) -> None:
     assert not silent
 
 
-def _blocks_below(model: type[BaseModel]) -> set[type[BaseModel]]:
+def _blocks_below(model: type[StrictModel]) -> set[type[StrictModel]]:
     """Return the settings classes that the fields of a class mention, at any depth."""
     found = {model}
     for info in model.model_fields.values():
         for part in _parts(info.annotation):
-            if isinstance(part, type) and issubclass(part, BaseModel):
+            if isinstance(part, type) and issubclass(part, StrictModel):
                 found |= _blocks_below(part)
     return found
 

@@ -8,9 +8,9 @@ import numpy as np
 import py360convert
 import pytest
 from PIL import Image
-from pydantic import ValidationError
 
 from panovlm.config.image_input import FACES, ImageInput
+from panovlm.config.problems import ValidationError
 from panovlm.errors import DataError
 from panovlm.panorama.cubemap import cube_to_erp
 from panovlm.panorama.image import check_panorama, panorama_size, read_panorama
@@ -127,7 +127,7 @@ def test_a_whole_that_is_declared_is_itself(tmp_path: Path) -> None:
     [
         ({"hfov": 90}, "go together"),
         ({"yaw": 10}, "give hfov and vfov"),
-        ({"hfov": 400, "vfov": 90}, "less than or equal to 360"),
+        ({"hfov": 400, "vfov": 90}, "at most 360"),
         ({"hfov": 90, "vfov": 100, "pitch": 50}, "from 0 to 100 degrees, beyond a pole"),
         ({"hfov": 90, "vfov": 45, "layout": "cubemap_row"}, "shows the whole sphere"),
         ({"layout": "cubemap_row", "faces": "FRBLUU"}, "each of the letters"),

@@ -140,7 +140,7 @@ def test_views_of_different_sizes_are_an_error():
         ({"size": {"height": 8, "width": 8}}, "image_mean and image_std missing"),
         ({"size": {"longest_edge": 8}, "do_normalize": False}, "longest_edge"),
         ({"do_resize": False, "do_normalize": False, "do_center_crop": True}, "crop_size missing"),
-        ({"size": {"shortest_edge": 0}, "do_normalize": False}, "greater than or equal to 1"),
+        ({"size": {"shortest_edge": 0}, "do_normalize": False}, "at least 1"),
         ({"size": 8, "do_normalize": False, "resample": 17}, "resample"),
     ],
 )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-
+from panovlm.config.base import StrictModel
 from panovlm.config.fields import block_at
 from panovlm.config.model_recipe import RESAMPLER_CONFIGS, Recipe
+from panovlm.config.problems import ValidationError, nearest
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipes
 
@@ -158,24 +156,13 @@ def typed(name: str, value: Any, resampler_type: str) -> Any:
         value: what a document states.
         resampler_type: canonical architecture, for the fields of ``resampler_config``.
     """
-    adapter = _adapter(name, resampler_type)
-    if adapter is None:
-        return value
-    try:
-        found = adapter.validate_python(value)
-    except ValidationError:
-        return value
-    # pydantic reads true as 1, which is never meant.
-    return value if isinstance(value, bool) and not isinstance(found, bool) else found
-
-
-@cache
-def _adapter(name: str, resampler_type: str) -> TypeAdapter[Any] | None:
-    """Return what reads values of a field, ``None`` when the recipe has no such field."""
     *path, leaf = name.split(".")
     block = block_at(Recipe, tuple(path), {"models": {"resampler_type": resampler_type}})
     info = block.model_fields.get(leaf) if block else None
-    return None if info is None else TypeAdapter(info.rebuild_annotation())
+    try:
+        return info.read(value) if info else value
+    except ValidationError:
+        return value
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,11 +195,11 @@ def flatten_mapping(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _leaves(values: Mapping[str, Any], model: BaseModel) -> Iterator[tuple[str, Any]]:
+def _leaves(values: Mapping[str, Any], model: StrictModel) -> Iterator[tuple[str, Any]]:
     """Walk settings along their classes, so that dictionary-valued fields stay whole."""
     for name in (name for name in type(model).model_fields if name in values):
         child = getattr(model, name)
-        if isinstance(child, BaseModel):
+        if isinstance(child, StrictModel):
             for below, value in _leaves(values[name], child):
                 yield f"{name}.{below}", value
         else:
@@ -244,8 +231,8 @@ class FieldMap(Mapping[str, Value]):
             return found[0]
         if found:
             raise ConfigError(f"field {name!r} is ambiguous: {', '.join(sorted(found))}.")
-        near = difflib.get_close_matches(name, self._values, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        near = nearest(name, self._values, cutoff=0.4)
+        hint = f" Did you mean {near}?" if near else ""
         raise ConfigError(f"there is no field {name!r}.{hint}")
 
     def __getitem__(self, name: str) -> Value:

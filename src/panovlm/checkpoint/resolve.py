@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from panovlm.checkpoint.documents.metadata import fingerprints
 from panovlm.checkpoint.documents.recipe_record import read_record
 from panovlm.checkpoint.documents.sources import Claims, DocumentReader
@@ -44,7 +42,9 @@ from panovlm.checkpoint.settle.settling import (
     stated_otherwise,
 )
 from panovlm.checkpoint.settle.shapes import Shapes
+from panovlm.config.lines import dotted
 from panovlm.config.model_recipe import Recipe
+from panovlm.config.problems import ValidationError
 from panovlm.config.recipe_overrides import apply_recipe_overrides
 from panovlm.errors import CheckpointError, ConfigError
 
@@ -277,10 +277,8 @@ def _validated(values: Mapping[str, Any], location: Location) -> Recipe:
     try:
         return Recipe.model_validate(nested)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
+        where, what = dotted(error.problems[0].path), error.problems[0].what
         raise CheckpointError(
-            f"{location.checkpoint}: the resolved setting {where} cannot be used: "
-            f"{problem['msg']} (got {problem.get('input')!r}). Mend the metadata, or override it "
-            f"with --set {where}=VALUE."
+            f"{location.checkpoint}: the resolved setting {where} cannot be used: {what}. Mend the "
+            f"metadata, or override it with --set {where}=VALUE."
         ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -71,8 +70,6 @@ def run() -> NoReturn:
     # Imports make many objects and hardly any garbage, and a process that ends need not be cleared.
     # Looking for garbage all the same would take a fifth of the time of a short command.
     gc.set_threshold(50_000)
-    # The settings use no plugin of pydantic, and looking for some reads every installed package.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     code = main()
     gc.freeze()
     sys.exit(code)

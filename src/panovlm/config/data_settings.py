@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
-
-from panovlm.config.base import StrictModel
+from panovlm.config.base import Field, StrictModel
 from panovlm.config.image_input import ImageInput
+from panovlm.config.readers import Before
 
 
 class WeightedTable(StrictModel):
@@ -15,7 +14,7 @@ class WeightedTable(StrictModel):
 
     path: str
     """The table."""
-    weight: float = Field(default=1.0, gt=0, le=1000, allow_inf_nan=False)
+    weight: float = Field(default=1.0, gt=0, le=1000)
     """How often each of its rows is taken per epoch, on average."""
 
 
@@ -31,8 +30,8 @@ def _none_or_many(value: Any) -> Any:
     return () if value is None else value
 
 
-TrainTables = Annotated[tuple[str | WeightedTable, ...], BeforeValidator(_one_or_many)]
-PlainTables = Annotated[tuple[str, ...], BeforeValidator(_one_or_many_paths)]
+TrainTables = Annotated[tuple[str | WeightedTable, ...], Before(_one_or_many)]
+PlainTables = Annotated[tuple[str, ...], Before(_one_or_many_paths)]
 
 
 class StageData(StrictModel):

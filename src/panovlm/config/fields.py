@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from inspect import isclass
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel
-
+from panovlm.config.base import StrictModel
 from panovlm.config.lines import Path
 from panovlm.config.model_recipe import ModelSettings
 from panovlm.errors import ConfigError
@@ -25,13 +23,7 @@ def canonical_type(name: object) -> str | None:
         return None
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that ``word`` most probably means, if any is near."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return found[0] if found else None
-
-
-def block_at(model: type[BaseModel], path: Path, data: object) -> type[BaseModel] | None:
+def block_at(model: type[StrictModel], path: Path, data: object) -> type[StrictModel] | None:
     """Return the settings class of the block at ``path``.
 
     Args:
@@ -44,7 +36,7 @@ def block_at(model: type[BaseModel], path: Path, data: object) -> type[BaseModel
     """
     here: Any = model
     for step in path:
-        if isclass(here) and issubclass(here, BaseModel):
+        if isclass(here) and issubclass(here, StrictModel):
             info = here.model_fields.get(str(step))
             below = _bare(info.annotation) if info else None
             if below is ResamplerSettings:
@@ -53,10 +45,10 @@ def block_at(model: type[BaseModel], path: Path, data: object) -> type[BaseModel
         else:
             here = _bare(get_args(here)[-1]) if get_origin(here) is dict else None
         data = data.get(step) if isinstance(data, Mapping) else None
-    return here if isclass(here) and issubclass(here, BaseModel) else None
+    return here if isclass(here) and issubclass(here, StrictModel) else None
 
 
-def paths_of(model: type[BaseModel], resampler_type: str, at: Path = ()) -> Iterator[Path]:
+def paths_of(model: type[StrictModel], resampler_type: str, at: Path = ()) -> Iterator[Path]:
     """Yield the path of every block and every field below ``model``.
 
     Args:
@@ -70,9 +62,9 @@ def paths_of(model: type[BaseModel], resampler_type: str, at: Path = ()) -> Iter
         if below is ResamplerSettings:
             below = recipe(resampler_type).settings
         of_each = get_args(below)[-1] if get_origin(below) is dict else None
-        if isclass(of_each) and issubclass(of_each, BaseModel):
+        if isclass(of_each) and issubclass(of_each, StrictModel):
             yield from paths_of(of_each, resampler_type, (*at, name, "<stage>"))
-        elif isclass(below) and issubclass(below, BaseModel):
+        elif isclass(below) and issubclass(below, StrictModel):
             yield from paths_of(below, resampler_type, (*at, name))
 
 
@@ -85,7 +77,9 @@ def _resampler_settings(models: object) -> type[ResamplerSettings] | None:
 
 
 def _bare(annotation: Any) -> Any:
-    """Take ``None`` out of an optional type."""
+    """Take ``None`` out of an optional type, and leave out what is noted about one."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         members = [member for member in get_args(annotation) if member is not NoneType]
         return members[0] if len(members) == 1 else annotation

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
-
-from panovlm.config.base import StrictModel
+from panovlm.config.base import Field, StrictModel
 
 Layout = Literal["erp", "cubemap_row", "cubemap_column", "cubemap_cross", "cubemap_cross_upright"]
 
@@ -39,8 +37,7 @@ class ImageInput(StrictModel):
     pitch: float = Field(default=0, ge=-90, le=90)
     """Pitch of the middle of such a part, in degrees upwards."""
 
-    @model_validator(mode="after")
-    def _is_possible(self) -> Self:
+    def _check(self) -> None:
         if sorted(self.faces) != sorted(FACES):
             raise ValueError(
                 f"faces is {self.faces!r}, expected each of the letters of {FACES} once, in the "
@@ -57,7 +54,6 @@ class ImageInput(StrictModel):
             raise ValueError("yaw and pitch say where a part lies; give hfov and vfov with them")
         if self.vfov is not None:
             self._check_part(self.vfov)
-        return self
 
     def _check_part(self, vfov: float) -> None:
         if self.layout != "erp":

@@ -10,16 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializeAsAny,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-
-from panovlm.config.base import StrictModel
+from panovlm.config.base import Field, StrictModel
+from panovlm.config.readers import Before, Limits
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipe, recipes
 from panovlm.models.resamplers.recipe import ResamplerSettings
@@ -45,8 +37,8 @@ CropStrategy = Literal[
     "erp",
 ]
 Layout = Literal["original", "panovlm-1"]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-TextLength = Annotated[int, Field(ge=1)] | Literal["auto", "auto:dataset"]
+Fraction = Annotated[float, Limits(ge=0, lt=1)]
+TextLength = Annotated[int, Limits(ge=1)] | Literal["auto", "auto:dataset"]
 
 
 def _pair(value: object) -> object:
@@ -54,9 +46,7 @@ def _pair(value: object) -> object:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Size = Annotated[
-    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], BeforeValidator(_pair)
-]
+Size = Annotated[tuple[Annotated[int, Limits(ge=1)], Annotated[int, Limits(ge=1)]], Before(_pair)]
 """(height, width) in pixels; one number means a square."""
 
 
@@ -66,6 +56,38 @@ ORIGINAL_FUSION: dict[str, Any] = {
 }
 """How the original system joined text and vision tokens where no document tells it; those that
 PanoVLM wrote about its checkpoints before it had these settings do not."""
+
+
+_PRESET: Any = None
+"""Stands for the preset of the architecture."""
+
+
+def _canonical_type(value: object, earlier: Mapping[str, Any]) -> object:
+    """Return the canonical name of an architecture."""
+    try:
+        return recipe(value).name if isinstance(value, str) else value
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+def _settings_of_that_type(value: object, earlier: Mapping[str, Any]) -> object:
+    """Read ``resampler_config`` with the settings class of ``resampler_type``.
+
+    A BiMamba can so never be built from the MLP's settings: settings of another architecture are
+    refused, and absent ones come from the preset of this architecture.
+    """
+    name = earlier.get("resampler_type")
+    if name is None:  # the type was refused, and that alone is reported
+        return RESAMPLER_CONFIGS["mlp"]
+    if value is None:
+        return RESAMPLER_CONFIGS[name]
+    settings = recipe(name).settings
+    if isinstance(value, ResamplerSettings) and type(value) is not settings:
+        raise ValueError(
+            f"holds {type(value).__name__}, but resampler_type is {name!r}, "
+            f"which needs {settings.__name__}"
+        )
+    return settings.model_validate(value)
 
 
 class ModelSettings(StrictModel):
@@ -83,11 +105,9 @@ class ModelSettings(StrictModel):
     """Hub id or folder of the tokenizer; unset: the language model's own. A language model built
     untrained and without tokenizer gets a word tokenizer made from its training texts."""
 
-    resampler_type: str = "mlp"
+    resampler_type: str = Field(default="mlp", prepare=_canonical_type)
     """Architecture between tower and projector, one of the registered resamplers."""
-    resampler_config: SerializeAsAny[ResamplerSettings] = Field(
-        default_factory=lambda given: RESAMPLER_CONFIGS[given["resampler_type"]]
-    )
+    resampler_config: ResamplerSettings = Field(default=_PRESET, prepare=_settings_of_that_type)
     """Settings of that architecture; what is not given comes from its preset."""
     latent_dimension: int = Field(default=768, ge=1)
     """Width of the resampled tokens."""
@@ -193,41 +213,10 @@ class ModelSettings(StrictModel):
     """Whose beginning and end ``vision_token_fallback_position`` means: those of the ``text``, or
     those of the padded ``row``, as in the original system."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _fused_as_in_the_original(cls, data: Any) -> Any:
+    def _before(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Fill in what documents about the original's checkpoints do not say."""
-        original = isinstance(data, Mapping) and data.get("layout") == "original"
-        return {**ORIGINAL_FUSION, **data} if original else data
-
-    @field_validator("resampler_type")
-    @classmethod
-    def _canonical_type(cls, value: str) -> str:
-        try:
-            return recipe(value).name
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-
-    @field_validator("resampler_config", mode="before")
-    @classmethod
-    def _settings_of_that_type(cls, value: object, info: ValidationInfo) -> object:
-        """Read ``resampler_config`` with the settings class of ``resampler_type``.
-
-        A BiMamba can so never be built from the MLP's settings: settings of another architecture
-        are refused, and absent ones come from the preset of this architecture.
-        """
-        name = info.data.get("resampler_type")
-        if name is None:  # the type was refused, and that alone is reported
-            return RESAMPLER_CONFIGS["mlp"]
-        if value is None:
-            return RESAMPLER_CONFIGS[name]
-        settings = recipe(name).settings
-        if isinstance(value, ResamplerSettings) and type(value) is not settings:
-            raise ValueError(
-                f"holds {type(value).__name__}, but resampler_type is {name!r}, "
-                f"which needs {settings.__name__}"
-            )
-        return settings.model_validate(value)
+        return {**ORIGINAL_FUSION, **values} if values.get("layout") == "original" else values
 
 
 class ImageProcessing(StrictModel):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
-from panovlm.config.fields import block_at, nearest, paths_of
+from panovlm.config.base import StrictModel
+from panovlm.config.fields import block_at, paths_of
 from panovlm.config.legacy import OLD_MODEL_KEYS, translate
 from panovlm.config.lines import Keys, Path, dotted
 from panovlm.config.model_recipe import Recipe
+from panovlm.config.problems import nearest
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipe, recipes
 
@@ -42,7 +42,7 @@ def apply_recipe_overrides(overrides: Mapping[str, Any], resampler_type: str) ->
     name = recipe(str(kind)).name
     nested: dict[str, Any] = {}
     for written, value in overrides.items():
-        plain = value.model_dump() if isinstance(value, BaseModel) else value
+        plain = value.model_dump() if isinstance(value, StrictModel) else value
         _put(nested, _locate(written, name), plain)
     translated = translate(nested, resampler_type=name)
     if translated.notes:

@@ -11,11 +11,9 @@ to train it and on what. No torch is imported here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
-
-from panovlm.config.base import StrictModel
+from panovlm.config.base import Field, StrictModel
 from panovlm.config.data_settings import Data, Kind, StageData, SyntheticScenes, WeightedTable
 from panovlm.config.model_recipe import (
     DEFAULT_SYSTEM_MESSAGE,
@@ -31,6 +29,7 @@ from panovlm.config.model_recipe import (
     SystemMessages,
     TextLength,
 )
+from panovlm.config.readers import Before, Limits
 from panovlm.config.stages import STAGE_ALIASES, STAGES
 
 __all__ = [
@@ -175,6 +174,13 @@ def usually_trainable(stage: str) -> Trainable:
     return Trainable(projector=True)
 
 
+def _complete_trainable(stages: Any) -> Any:
+    """Fill a partial ``trainable`` block with what its stage usually trains."""
+    if not isinstance(stages, Mapping):
+        return stages
+    return {name: _with_usual_components(name, stage) for name, stage in stages.items()}
+
+
 def _with_usual_components(name: str, stage: Any) -> Any:
     if not isinstance(stage, Mapping) or not isinstance(stage.get("trainable"), Mapping):
         return stage
@@ -189,9 +195,9 @@ class Training(StrictModel):
     """Name of result files, and of the experiment where that has no name."""
     stages: tuple[str, ...] = STAGES
     """Stages to run, in this order."""
-    stage_configs: dict[str, StageConfig]
+    stage_configs: Annotated[dict[str, StageConfig], Before(_complete_trainable)]
     """One block per stage."""
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    num_workers: Annotated[int, Limits(ge=0)] | Literal["auto"] = "auto"
     """Processes that load panoramas; 0: the training process itself. ``auto``: one for every core
     that training does not need, at most 8; none with ``cache_views``."""
     eval_batch_size: int = Field(default=8, ge=1)
@@ -216,25 +222,15 @@ class Training(StrictModel):
     wandb_project: str | None = None
     """Project to log to with Weights & Biases (to be installed besides); unset: no such log."""
 
-    @field_validator("stage_configs", mode="before")
-    @classmethod
-    def _complete_trainable(cls, value: Any) -> Any:
-        """Fill a partial ``trainable`` block with what its stage usually trains."""
-        if not isinstance(value, Mapping):
-            return value
-        return {name: _with_usual_components(name, stage) for name, stage in value.items()}
-
-    @model_validator(mode="after")
-    def _views_to_keep_are_not_turned(self) -> Training:
+    def _check(self) -> None:
+        self._check_stages()
         if self.yaw_turns > 1 and self.cache_views:
             raise ValueError(
                 f"cache_views keeps the views of panoramas as they are, but yaw_turns is "
                 f"{self.yaw_turns}; switch one of the two off"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _stages_are_configured(self) -> Training:
+    def _check_stages(self) -> None:
         if not self.stage_configs:
             raise ValueError("stage_configs is empty; configure at least one stage")
         for stage in (*self.stages, *self.stage_configs):
@@ -246,7 +242,6 @@ class Training(StrictModel):
                     f"stage {stage!r} is in training.stages (all of {', '.join(STAGES)} when not "
                     f"given), but stage_configs has only {', '.join(sorted(self.stage_configs))}"
                 )
-        return self
 
 
 class Paths(StrictModel):
@@ -273,11 +268,10 @@ class Settings(Recipe):
     data: Data = Field(default_factory=Data)
     paths: Paths = Field(default_factory=Paths)
 
-    @model_validator(mode="before")
     @classmethod
-    def _complete_stage_lora(cls, data: Any) -> Any:
+    def _before(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Fill a partial ``lora`` block of a stage from the top-level one."""
-        match data:
+        match values:
             case {"lora": Mapping() as shared, "training": {"stage_configs": Mapping() as stages}}:
                 filled = {
                     name: {**stage, "lora": {**shared, **stage["lora"]}}
@@ -285,19 +279,17 @@ class Settings(Recipe):
                     else stage
                     for name, stage in stages.items()
                 }
-                return {**data, "training": {**data["training"], "stage_configs": filled}}
+                return {**values, "training": {**values["training"], "stage_configs": filled}}
             case _:
-                return data
+                return values
 
-    @model_validator(mode="after")
-    def _types_are_those_of_the_backbones(self) -> Self:
+    def _check(self) -> None:
         if self.training.save == "trainable" and self.environment.precision == "bf16-true":
             raise ValueError(
                 "training.save is 'trainable', but environment.precision 'bf16-true' changes the "
                 "type of the backbones, so that they cannot be left to the models they came from; "
                 "set one of the two otherwise"
             )
-        return self
 
     def recipe(self) -> Recipe:
         """Return the part that travels in a checkpoint, with ``training.system_msg`` settled."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import ValidationError
-
 from panovlm.config.image_input import ImageInput
+from panovlm.config.problems import ValidationError
 from panovlm.errors import DataError
 
 COLUMNS = {f"image_{name}": name for name in ImageInput.model_fields}
@@ -35,9 +34,6 @@ def declared(source: str, columns: Mapping[str, str], default: ImageInput) -> Im
         return ImageInput.model_validate(said)
     except ValidationError as error:
         faults = "; ".join(
-            ".".join(f"image_{part}" for part in fault["loc"])
-            + (": " if fault["loc"] else "")
-            + fault["msg"].removeprefix("Value error, ")
-            for fault in error.errors()
+            f"image_{problem}" if problem.path else problem.what for problem in error.problems
         )
         raise DataError(f"{source}: its picture cannot be as declared: {faults}") from error

@@ -8,13 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from panovlm.checkpoint.documents.metadata import library_versions
 from panovlm.checkpoint.report.describe import rows as config_rows
 from panovlm.config.image_input import PLAIN, ImageInput
 from panovlm.config.legacy import translate
 from panovlm.config.load import load_mapping
+from panovlm.config.problems import ValidationError
 from panovlm.config.schema import Generation
 from panovlm.data.samples import read_tables
 from panovlm.errors import DataError

@@ -7,32 +7,30 @@ their like. Same pixels as the Pillow backend of transformers, without importing
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from panovlm.config.base import StrictModel
+from panovlm.config.problems import ValidationError
+from panovlm.config.readers import Before, Limits
 from panovlm.errors import ConfigError
 from panovlm.panorama.cuts import Pixels, resize
 
-Pixel = Annotated[int, Field(ge=1)]
+Pixel = Annotated[int, Limits(ge=1)]
 
 
-class BoxSize(BaseModel):
+class BoxSize(StrictModel):
     """A size of two fixed sides, in pixels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     height: Pixel
     width: Pixel
 
 
-class EdgeSize(BaseModel):
+class EdgeSize(StrictModel):
     """A size given by its shorter side, in pixels; the picture keeps its proportions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     shortest_edge: Pixel
 
@@ -42,44 +40,38 @@ def _square(value: object) -> object:
     return {"height": value, "width": value} if isinstance(value, int) else value
 
 
-class VisionProcessor(BaseModel):
+class VisionProcessor(StrictModel):
     """What a tower's image processor does to a picture, in this order.
 
     Fields and defaults are those of ``preprocessor_config.json``; what else stands there does not
     concern pixels and is ignored. Old files give sizes as one number.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
     do_resize: bool = True
     size: BoxSize | EdgeSize | None = None
     resample: Image.Resampling = Image.Resampling.BICUBIC
     do_center_crop: bool = False
-    crop_size: Annotated[BoxSize | None, BeforeValidator(_square)] = None
+    crop_size: Annotated[BoxSize | None, Before(_square)] = None
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
     image_mean: tuple[float, float, float] | None = None
     image_std: tuple[float, float, float] | None = None
 
-    @model_validator(mode="before")
     @classmethod
-    def _plain(cls, data: Any) -> Any:
-        """Drop empty fields; read a plain number as ``size`` as the old processors did.
+    def _before(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Keep what is said about pixels; read a plain number as ``size`` as old processors did.
 
         It is the shorter side where the centre is cropped afterwards (CLIP), else a square.
         """
-        if not isinstance(data, Mapping):
-            return data
-        values: dict[str, Any] = {key: value for key, value in data.items() if value is not None}
-        size = values.get("size")
+        kept = {name: values[name] for name in cls.model_fields if values.get(name) is not None}
+        size = kept.get("size")
         if isinstance(size, int):
-            crops = values.get("do_center_crop", False)
-            values["size"] = {"shortest_edge": size} if crops else _square(size)
-        return values
+            crops = kept.get("do_center_crop", False)
+            kept["size"] = {"shortest_edge": size} if crops else _square(size)
+        return kept
 
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _check(self) -> None:
         """Refuse a step whose numbers are missing."""
         for step, fields in (
             ("do_resize", ("size",)),
@@ -89,7 +81,6 @@ class VisionProcessor(BaseModel):
             missing = [field for field in fields if getattr(self, field) is None]
             if getattr(self, step) and missing:
                 raise ValueError(f"{step} is on, but {' and '.join(missing)} missing")
-        return self
 
     def resized(self, picture: Pixels) -> Pixels:
         """Resize and crop a picture [h, w, 3], keeping its 8 bits."""
@@ -130,10 +121,7 @@ def read_processor(config: Mapping[str, Any]) -> VisionProcessor:
     try:
         return VisionProcessor.model_validate(config)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'processor'}: {fault['msg']}"
-            for fault in error.errors()
-        )
+        faults = "; ".join(map(str, error.problems))
         raise ConfigError(
             f"image_processing.vision_processor cannot be used: {faults}. Expected a processor "
             "that resizes, crops the centre, rescales and normalises (SigLIP, CLIP, DINOv2); "

@@ -67,8 +67,9 @@ def named(choice: Choice) -> str:
 
 def settings_digest(settings: Settings) -> str:
     """Return the digest of what decides a cell's result: not its name, not where it is written."""
-    unimportant = {"experiment": True, "paths": {"runs_dir", "eval_dir"}}
-    return digest(settings.model_dump(mode="json", exclude=unimportant))
+    plain = settings.model_dump(mode="json")
+    del plain["experiment"], plain["paths"]["runs_dir"], plain["paths"]["eval_dir"]
+    return digest(plain)
 
 
 def read_cells(path: Path, sweep: SweepFile, overrides: Sequence[str] = ()) -> Sweep:

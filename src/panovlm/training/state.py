@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
-
 from panovlm.atomic import write_bytes
 from panovlm.checkpoint.documents.metadata import now
-from panovlm.config.base import StrictModel
+from panovlm.config.base import Field, StrictModel
 from panovlm.config.schema import Settings
 from panovlm.errors import ConfigError
 from panovlm.training.rundir import experiment_name
@@ -56,7 +54,7 @@ class StateFile:
             return RunState()
         try:
             return RunState.model_validate(json.loads(self.path.read_text(encoding="utf-8")))
-        except (ValueError, ValidationError) as error:
+        except ValueError as error:
             raise ConfigError(
                 f"{self.path} cannot be read ({str(error).splitlines()[0]}); remove it to begin "
                 "the experiment anew."
@@ -87,5 +85,5 @@ class StateFile:
 
     def _write(self, stages: Mapping[str, StageState]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = RunState(stages=dict(stages)).model_dump_json(indent=2)
+        text = json.dumps(RunState(stages=dict(stages)).model_dump(mode="json"), indent=2)
         write_bytes(self.path, text.encode())

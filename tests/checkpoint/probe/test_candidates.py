@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
 
 from panovlm.checkpoint.fields import defaults, nest
 from panovlm.checkpoint.probe.candidates import candidates, value_of
 from panovlm.checkpoint.probe.record import PARTS
+from panovlm.config.problems import ValidationError
 from panovlm.config.schema import RESAMPLER_CONFIGS, Recipe
 from panovlm.models.resamplers import recipes
 

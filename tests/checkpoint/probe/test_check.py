@@ -279,7 +279,7 @@ class TestWhoseProbeItIs:
         [
             ("{", "not JSON"),
             ("[1]", "no JSON object"),
-            ("{}", "inputs: Field required"),
+            ("{}", "inputs: is required"),
             ('{"version": "1"}', "version"),
         ],
     )

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
+from panovlm.config.base import StrictModel
 from panovlm.config.legacy import ORIGINAL_DEFAULTS, original_run_mapping
 from panovlm.config.schema import DEFAULT_SYSTEM_MESSAGE, RESAMPLER_CONFIGS, Recipe
 
@@ -128,10 +128,10 @@ WITHOUT_BEARING = {
 FROM_THE_TOWER = {"image_processing.image_size"}
 
 
-def leaves(settings: BaseModel, at: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(settings: StrictModel, at: str = "") -> Iterator[tuple[str, Any]]:
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if isinstance(value, BaseModel):
+        if isinstance(value, StrictModel):
             yield from leaves(value, f"{at}{name}.")
         else:
             yield at + name, value

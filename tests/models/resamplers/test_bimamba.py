@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import Tensor
 
 from panovlm.checkpoint.settle.shapes import Shapes
+from panovlm.config.problems import ValidationError
 from panovlm.errors import ContradictionError
 from panovlm.models.resamplers import recipe
 from panovlm.models.resamplers.bimamba.recipe import BiMambaSettings, shortest_expand
@@ -196,7 +196,7 @@ def test_claims_about_expand_agree_when_the_width_does() -> None:
     assert not architecture.agrees("hidden_dim", 63, seen)
 
 
-@pytest.mark.parametrize("expand", [0.05, math.inf, math.nan])
+@pytest.mark.parametrize("expand", [0.05, 1e308, math.inf, math.nan])
 def test_an_expansion_without_inner_width_is_refused(expand) -> None:
     with pytest.raises(ValidationError, match="expand"):
         BiMambaSettings(hidden_dim=18, expand=expand)

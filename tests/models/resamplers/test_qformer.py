@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
+from panovlm.config.problems import ValidationError
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipe
 from panovlm.models.resamplers.qformer.recipe import QFormerSettings

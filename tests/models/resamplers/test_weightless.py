@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import Tensor
 
 from panovlm.checkpoint.settle.infer import claimant
 from panovlm.checkpoint.settle.shapes import Shapes
+from panovlm.config.problems import ValidationError
 from panovlm.errors import CheckpointError, ConfigError, ContradictionError
 from panovlm.models.resamplers import recipe
 from panovlm.models.vision.grid import ViewGrid

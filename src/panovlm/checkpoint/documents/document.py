@@ -28,12 +28,11 @@ def document(resolution: Resolution) -> CheckpointMetadata:
     Its weights are not read. Of a checkpoint that has one already, it is the same again.
     """
     known, before = resolution.metadata, _original_document(resolution)
-    hyper = original.section(resolution.header.extras, "hyper_parameters")
     recipe = _recipe(resolution)
     itself = resolution.embedded or known  # what the file says of itself counts
     return CheckpointMetadata(
         experiment_name=itself.experiment_name if itself else _text(before, "experiment_name"),
-        stage=itself.stage if itself else _text(before, "stage") or _text(hyper, "stage"),
+        stage=stage(resolution),
         fingerprint=resolution.fingerprint,
         amends=_amended(resolution, recipe),
         amends_weights=_amended_weights(resolution, recipe),
@@ -51,6 +50,15 @@ def document(resolution: Resolution) -> CheckpointMetadata:
         created_at=known.created_at if known else now(),
         probe=own_probe(resolution),
     )
+
+
+def stage(resolution: Resolution) -> str:
+    """Return the stage in which this file was written, empty where nothing tells it."""
+    itself = resolution.embedded or resolution.metadata
+    if itself is not None:
+        return itself.stage
+    hyper = original.section(resolution.header.extras, "hyper_parameters")
+    return _text(_original_document(resolution), "stage") or _text(hyper, "stage")
 
 
 def training_record(resolution: Resolution) -> TrainingRecord:

@@ -10,16 +10,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
-
+from panovlm.checkpoint.documents.compact import compact
 from panovlm.checkpoint.formats.header import RECORD
 from panovlm.checkpoint.names.keymap import MARKERS
-from panovlm.config.base import StrictModel
+from panovlm.config.base import Field, StrictModel
 from panovlm.config.model_recipe import LoRASettings, Recipe
+from panovlm.config.problems import ValidationError
 from panovlm.errors import CheckpointError
 
 SCHEMA_VERSION = 1
@@ -113,7 +112,7 @@ class CheckpointMetadata(StrictModel):
 
         It is the same for every checkpoint of one run, whatever the epoch.
         """
-        return _digest(f"{self.fingerprint}\n{self.recipe.model_dump_json()}")
+        return _digest(f"{self.fingerprint}\n{compact(self.recipe.model_dump(mode='json'))}")
 
 
 def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -160,6 +159,8 @@ def _digest(text: str) -> str:
 
 def library_versions() -> dict[str, str]:
     """Return the installed versions of the libraries that shape a checkpoint."""
+    from importlib.metadata import version  # takes longer to import than all the rest here
+
     return {name: version(name) for name in LIBRARIES}
 
 
@@ -192,10 +193,8 @@ def parse(document: Mapping[str, Any], origin: str) -> CheckpointMetadata:
     try:
         return CheckpointMetadata.model_validate(document)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
         raise CheckpointError(
-            f"{origin}: {where}: {problem['msg']}. The file was edited or written by another "
+            f"{origin}: {error.problems[0]}. The file was edited or written by another "
             "program; remove it and run `panovlm add-metadata` to write it anew."
         ) from error
 

@@ -13,12 +13,11 @@ import json
 import zlib
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from panovlm.checkpoint.formats.header import MAX_RECORD, RECORD, Header
 from panovlm.checkpoint.names.keymap import KeyMap
 from panovlm.config.base import StrictModel
 from panovlm.config.model_recipe import Recipe
+from panovlm.config.problems import ValidationError
 from panovlm.errors import CheckpointError
 
 _BLOCK = 4096
@@ -93,12 +92,9 @@ class RecipeRecord(StrictModel):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in problem["loc"])
             raise CheckpointError(
-                f"{origin} cannot be used: {where}: {problem['msg']} (got "
-                f"{str(problem.get('input'))[:80]!r}). It was written by another version of "
-                "PanoVLM, or damaged; open it with that version, or take another copy."
+                f"{origin} cannot be used: {error.problems[0]}. It was written by another version "
+                "of PanoVLM, or damaged; open it with that version, or take another copy."
             ) from error
 
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from panovlm.checkpoint.documents import original
 from panovlm.checkpoint.documents.adapter_config import base_model, lora_fields, read_adapter_config
 from panovlm.checkpoint.documents.metadata import (
@@ -29,6 +27,7 @@ from panovlm.checkpoint.find.locate import ADAPTER_CONFIG, Location
 from panovlm.checkpoint.formats import Header
 from panovlm.config.legacy import original_run_mapping, translate
 from panovlm.config.model_recipe import Layout, Recipe
+from panovlm.config.problems import ValidationError
 from panovlm.errors import CheckpointError
 
 
@@ -268,10 +267,8 @@ def _hugging_face_recipe(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     try:
         return flatten_stated(Recipe.model_validate({**recipe, "models": models}))
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
         raise CheckpointError(
-            f"{path}: recipe.{where}: {problem['msg']}. The file was edited or is of another "
+            f"{path}: recipe.{error.problems[0]}. The file was edited or is of another "
             "version; save the model again."
         ) from error
 

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
 from panovlm.config.base import StrictModel
+from panovlm.config.problems import ValidationError
 from panovlm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -168,9 +167,7 @@ def find_probe(resolution: Resolution) -> FoundProbe | None:
     try:
         probe = Probe.model_validate(raw)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise _damaged(resolution, f"{where}: {problem['msg']}") from error
+        raise _damaged(resolution, str(error.problems[0])) from error
     # It is of the weights that were trained, not of their average.
     return FoundProbe(probe, origin, own and resolution.weights != "ema")
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from accelerate import init_empty_weights
-from pydantic import ValidationError
 from torch import nn
 
 from panovlm.checkpoint.fields import flatten, nest
@@ -60,7 +59,7 @@ class Trial:
             recipe = self._recipe(changes)
             model = self._variant(part, recipe) if part in COMPONENTS else self.model
             return compare_part(model, part, self.probe, self.stored, recipe=recipe).differences
-        except (PanoVLMError, ValidationError):
+        except PanoVLMError:
             return None
 
     def _recipe(self, changes: Changes) -> Recipe:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
-from panovlm.checkpoint.documents.document import document
+from panovlm.checkpoint.documents.document import stage, training_record
 from panovlm.checkpoint.fields import flatten
 from panovlm.checkpoint.resolution import Resolution
 
@@ -59,10 +59,9 @@ def components(resolution: Resolution) -> dict[str, int]:
 
 def trained(resolution: Resolution) -> str:
     """Say where in its training the file was written; empty where nothing tells it."""
-    known = document(resolution)
-    record = known.training
+    record = training_record(resolution)
     told = {
-        "stage": known.stage or None,
+        "stage": stage(resolution) or None,
         "epoch": record.epoch,
         "step": record.global_step,
         "validation loss": None if record.val_loss is None else f"{record.val_loss:.4f}",
@@ -84,7 +83,6 @@ def verdict(resolution: Resolution) -> tuple[Verdict, str]:
 
 def as_json(resolution: Resolution) -> dict[str, Any]:
     """Return a resolution as plain data."""
-    known = document(resolution)
     return {
         "checkpoint": str(resolution.path),
         "verdict": verdict(resolution)[0],
@@ -114,8 +112,8 @@ def as_json(resolution: Resolution) -> dict[str, Any]:
         },
         "unknown_tensors": list(resolution.keys.unknown),
         "notes": resolution.notes,
-        "stage": known.stage or None,
-        "training": known.training.model_dump(mode="json"),
+        "stage": stage(resolution) or None,
+        "training": training_record(resolution).model_dump(mode="json"),
     }
 
 

@@ -109,7 +109,9 @@ def _splits(settings: SyntheticScenes) -> dict[str, int]:
 
 def _content(settings: SyntheticScenes) -> dict[str, object]:
     """Return the settings that decide the content, wherever it is written."""
-    return settings.model_dump(mode="json", exclude={"root"})
+    plain = settings.model_dump(mode="json")
+    del plain["root"]
+    return plain
 
 
 def _digest(settings: SyntheticScenes) -> str:

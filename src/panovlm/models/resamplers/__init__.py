@@ -6,10 +6,9 @@ Other packages add theirs through the entry point group ``panovlm.resamplers``, 
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 
+from panovlm.config.problems import nearest
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers.avg_pool.recipe import AvgPoolRecipe
 from panovlm.models.resamplers.bimamba.recipe import BiMambaRecipe
@@ -19,6 +18,7 @@ from panovlm.models.resamplers.identity.recipe import IdentityRecipe
 from panovlm.models.resamplers.masked_drop.recipe import MaskedDropRecipe
 from panovlm.models.resamplers.mlp.recipe import MLPRecipe
 from panovlm.models.resamplers.perceiver.recipe import PerceiverRecipe
+from panovlm.models.resamplers.plugins import plugins
 from panovlm.models.resamplers.qformer.recipe import QFormerRecipe
 from panovlm.models.resamplers.recipe import ResamplerRecipe, ResamplerSettings
 from panovlm.models.resamplers.spatial_pool.recipe import SpatialPoolRecipe
@@ -48,8 +48,7 @@ def recipes() -> dict[str, ResamplerRecipe]:
     """
     found: dict[str, ResamplerRecipe] = {}
     taken: dict[str, str] = {}
-    plugins = [_load(entry) for entry in entry_points(group="panovlm.resamplers")]
-    for cls in (*BUILT_IN, *plugins):
+    for cls in (*BUILT_IN, *plugins()):
         for spelling in (cls.name, *cls.aliases):
             if spelling in taken:
                 raise ConfigError(
@@ -61,18 +60,6 @@ def recipes() -> dict[str, ResamplerRecipe]:
     return found
 
 
-def _load(entry: EntryPoint) -> type[ResamplerRecipe]:
-    """Import another package's architecture."""
-    try:
-        return entry.load()
-    except (ImportError, AttributeError) as error:
-        package = entry.dist.name if entry.dist else "that brings it"
-        raise ConfigError(
-            f"the resampler {entry.name!r} of the package {package} cannot be imported: {error}. "
-            "Mend or uninstall that package."
-        ) from error
-
-
 def recipe(name: str) -> ResamplerRecipe:
     """Return the architecture called ``name`` (canonical or alias, any case).
 
@@ -82,8 +69,8 @@ def recipe(name: str) -> ResamplerRecipe:
     spellings = {s: r for r in recipes().values() for s in (r.name, *r.aliases)}
     found = spellings.get(name.lower())
     if found is None:
-        near = difflib.get_close_matches(name.lower(), spellings, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(name.lower(), spellings)
+        hint = f" Did you mean {near!r}?" if near else ""
         raise ConfigError(
             f"unknown resampler_type {name!r}; known: {', '.join(sorted(recipes()))}.{hint}"
         )

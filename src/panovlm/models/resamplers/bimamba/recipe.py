@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from panovlm.checkpoint.settle.shapes import Observations, Shapes
+from panovlm.config.base import Field
 from panovlm.errors import ContradictionError
 from panovlm.models.resamplers.bimamba.dialects import dialect
 from panovlm.models.resamplers.recipe import (
@@ -39,7 +38,7 @@ class BiMambaSettings(ResamplerSettings):
     """Width H of the blocks (d_model)."""
     depth: int = Field(4, ge=1)
     """Number of blocks."""
-    expand: float = Field(1.75, gt=0, allow_inf_nan=False)
+    expand: float = Field(1.75, gt=0)
     """Inner width of a mixer is ``int(expand * hidden_dim)``, truncated."""
     d_state: int = Field(64, ge=1)
     """State size N per channel."""
@@ -54,14 +53,12 @@ class BiMambaSettings(ResamplerSettings):
     dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout on the mixers' output; training only."""
 
-    @model_validator(mode="after")
-    def _has_inner_width(self) -> Self:
-        if inner_dim(self.expand, self.hidden_dim) < 1:
+    def _check(self) -> None:
+        if not 1 <= self.expand * self.hidden_dim < math.inf:
             raise ValueError(
                 f"expand {self.expand} of hidden_dim {self.hidden_dim} leaves the mixers no "
-                "channel; int(expand * hidden_dim) must be at least 1"
+                "number of channels; int(expand * hidden_dim) must be at least 1"
             )
-        return self
 
 
 class BiMambaRecipe(ResamplerRecipe):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
-
+from panovlm.config.base import Field
 from panovlm.models.resamplers.recipe import Observability, ResamplerSettings
 from panovlm.models.resamplers.weightless import WeightlessRecipe
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
-
 from panovlm.checkpoint.settle.shapes import Observations, Shapes
+from panovlm.config.base import Field
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers.recipe import Observability, ResamplerRecipe, ResamplerSettings
 
