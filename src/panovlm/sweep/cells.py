@@ -67,7 +67,7 @@ def named(choice: Choice) -> str:
 
 def settings_digest(settings: Settings) -> str:
     """Return the digest of what decides a cell's result: not its name, not where it is written."""
-    unimportant = {"experiment": True, "paths": {"runs_dir", "eval_dir"}}
+    unimportant = {"experiment": True, "paths": {"runs_dir", "eval_dir", "cache_dir"}}
     return digest(settings.model_dump(mode="json", exclude=unimportant))
 
 
