@@ -27,7 +27,7 @@ PIPELINE = ViewPipeline(ImageProcessing.model_validate(SETTINGS))
 
 
 def picture(file: Path, seed: int = 0) -> Path:
-    pixels = np.random.default_rng(seed).integers(0, 256, (240, 480, 3), np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (480, 960, 3), np.uint8)
     Image.fromarray(pixels).save(file, quality=90)
     return file
 

@@ -128,7 +128,7 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
         batch_size=_batch_size(options, settings),
         max_samples=options.max_samples,
         fresh=options.fresh,
-        cache_views=_view_cache(options, settings),
+        cache_views=view_cache(options, settings),
     )
     if options.log_samples:
         for answer in result.answers[:: options.log_interval][: options.log_max_samples]:
@@ -203,7 +203,7 @@ def _folder(options: argparse.Namespace, settings: Settings | None, model: Any) 
     return Path(base) / _prefix(settings, model)
 
 
-def _view_cache(options: argparse.Namespace, settings: Settings | None) -> OnDisk | None:
+def view_cache(options: argparse.Namespace, settings: Settings | None) -> OnDisk | None:
     """Return where views are kept, if they are to be."""
     from panovlm.config.schema import Training
     from panovlm.data.kept_views import OnDisk, on_disk
