@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 from safetensors.torch import load, save
 from torch import Tensor
 
-from panovlm.checkpoint.atomic import write_bytes
+from panovlm.atomic import write_bytes
 from panovlm.errors import CheckpointError, ConfigError, DataError
 from panovlm.panorama.picture import Image, as_picture
 

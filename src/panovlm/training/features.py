@@ -20,7 +20,7 @@ import transformers
 from rich.console import Console
 from torch import Tensor
 
-from panovlm.checkpoint.borrow import digest
+from panovlm.checkpoint.loading.borrow import digest
 from panovlm.data.cache import in_parallel, naming
 from panovlm.data.features import KeptFeatures, write_features
 from panovlm.data.module import PanoramaData
