@@ -156,6 +156,7 @@ def _numerics(trainer: lightning.Trainer, model: PanoramaVLM) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "machine": platform.machine(),
         "kernels": torch.backends.cpu.get_cpu_capability(),
+        "threads": 0 if on_gpu else torch.get_num_threads(),
         "precision": str(trainer.precision),
         "matrix products": torch.get_float32_matmul_precision(),
         "attention": encoder.config._attn_implementation,
