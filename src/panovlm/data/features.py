@@ -32,6 +32,7 @@ class KeptFeatures:
 
         Raises:
             DataError: The entry is damaged or was removed since training began.
+            ConfigError: The folder cannot be read.
         """
         key = self._keys[sample.image]
         try:
@@ -48,6 +49,6 @@ def write_features(store: Store, key: str, features: Tensor, view_size: tuple[in
     """Keep the features [V, S, Dv] of views of (height, width).
 
     Raises:
-        DataError: They cannot be written.
+        ConfigError: They cannot be written.
     """
     store.write(key, {"features": features.cpu(), "view_size": torch.tensor(view_size)})

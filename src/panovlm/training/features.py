@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import lightning
@@ -64,73 +64,89 @@ class FeatureKeeper(lightning.Callback):
         """
         assert isinstance(pl_module, StageModule)
         data = cast("PanoramaData", cast(Any, trainer).datamodule)
-        entry = self._entry(trainer, pl_module.model, data)
+        tower = _Tower(trainer, pl_module.model, data, self._num_workers)
         samples = data.panoramas()
-        found = in_parallel(entry, samples, os.cpu_count() or 1)
+        found = in_parallel(tower.entry, samples, os.cpu_count() or 1)
         keys = {row.image: key for row, key in zip(samples, found, strict=True)}
         rows = {keys[row.image]: row for row in samples}  # equal pictures once
         for rank, world_size in ((trainer.global_rank, trainer.world_size), (0, 1)):
             trainer.strategy.barrier()
             missing = [key for key in rows if key not in self._store]
-            if missing and not rank:
+            share = {key: rows[key] for key in missing[rank::world_size]}
+            if share:
                 self._say(f"features of {len(missing)} of {len(rows)} panoramas are to be computed")
-            share = missing[rank::world_size]
-            with self._console.status(f"computing the features of {len(share)} panoramas"):
-                made = self._made([rows[key] for key in share], trainer, pl_module.model, data)
-                for number, (key, (features, size)) in enumerate(zip(share, made, strict=True)):
-                    if not number:
-                        self._check_room(len(rows), len(missing), features.nbytes)
-                    if entry(rows[key]) != key:
-                        raise DataError(
-                            f"{rows[key].source}: {rows[key].image} is being changed; train when "
-                            "it is not"
-                        )
-                    write_features(self._store, key, features, size)
+                with self._console.status(f"computing the features of {len(share)} panoramas"):
+                    self._compute(tower, share, len(rows), len(missing))
         self._say(f"features of {len(rows)} panoramas are read from {self._store.folder}")
         data.give_features(KeptFeatures(self._store, keys))
 
-    def _entry(
-        self, trainer: lightning.Trainer, model: PanoramaVLM, data: PanoramaData
-    ) -> Callable[[Sample], str]:
-        """Return the function that names the entry of a sample's panorama."""
-        common = {
+    def _compute(self, tower: _Tower, share: dict[str, Sample], entries: int, missing: int) -> None:
+        """Compute and write this process's share; the first of it tells what all of them take."""
+        made = tower.features(list(share.values()))
+        for number, ((key, row), (features, size)) in enumerate(
+            zip(share.items(), made, strict=True)
+        ):
+            if not number:
+                each = features.nbytes
+                self._say(
+                    f"features take {size_text(each)} each, {size_text(entries * each)} in all"
+                )
+                self._store.require_room(entries, missing, each, self._limit)
+            if tower.entry(row) != key:
+                raise DataError(f"{row.source}: {row.image} is being changed; train when it is not")
+            write_features(self._store, key, features, size)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Tower:
+    """The tower of a stage, at the place and in the precision in which the stage trains.
+
+    Args:
+        trainer: it is about to train.
+        model: the model that has the tower.
+        data: the stage's panoramas.
+        num_workers: processes that load panoramas.
+    """
+
+    def __init__(
+        self, trainer: lightning.Trainer, model: PanoramaVLM, data: PanoramaData, num_workers: int
+    ) -> None:
+        self._trainer = trainer
+        self._model = model
+        self._data = data
+        self._num_workers = num_workers
+        self._common = {
             "rendering": rendering_identity(data.pipeline.settings),
             "tower": tower_identity(model.vision_backbone),
             "numerics": _numerics(trainer, model),
         }
 
-        def entry(row: Sample) -> str:
-            with naming(row):
-                return key_of({"picture": picture_identity(row.image), **common})
+    def entry(self, row: Sample) -> str:
+        """Return the name of the entry of a sample's panorama, as it is now.
 
-        return entry
+        Raises:
+            DataError: its image cannot be read.
+        """
+        with naming(row):
+            return key_of({"picture": picture_identity(row.image), **self._common})
 
-    def _made(
-        self,
-        samples: Sequence[Sample],
-        trainer: lightning.Trainer,
-        model: PanoramaVLM,
-        data: PanoramaData,
-    ) -> Iterator[tuple[Tensor, tuple[int, int]]]:
-        """Compute the features [V, S, Dv] of panoramas, one by one, and the size of their views."""
-        if not samples:
-            return
-        was_training = model.vision_backbone.training
-        model.vision_backbone.eval()
-        for batch in data.rendered(samples, self._num_workers):
-            pixels = batch["pixel_values"].to(model.device)
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                features, size = model.seen(pixels)
+    def features(self, samples: Sequence[Sample]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+        """Compute the features [V, S, Dv] of panoramas, one by one, and the size of their views.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        backbone = self._model.vision_backbone
+        was_training = backbone.training
+        backbone.eval()
+        for batch in self._data.rendered(samples, self._num_workers):
+            pixels = batch["pixel_values"].to(self._model.device)
+            with torch.no_grad(), self._trainer.precision_plugin.forward_context():
+                features, size = self._model.seen(pixels)
             yield features[0], size
-        model.vision_backbone.train(was_training)
-
-    def _check_room(self, entries: int, missing: int, size: int) -> None:
-        """Say what the features take, and refuse what is too much."""
-        self._say(f"features take {size_text(size)} each, {size_text(entries * size)} in all")
-        self._store.require_room(entries, missing, size, self._limit)
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        backbone.train(was_training)
 
 
 def tower_identity(tower: VisionBackbone) -> dict[str, Any]:
