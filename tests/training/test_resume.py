@@ -232,6 +232,22 @@ class TestWhatResumeSays:
         assert "training.stage_configs.vision.lr: was 0.001, is 0.5" in str(error.value)
         assert "stage_configs.vision.trainable.vision_blocks: was 1, is 2" in str(error.value)
 
+    def test_pictures_that_are_read_otherwise_are_refused(
+        self, done: Settings, make_settings: Any
+    ) -> None:
+        StateFile(done).begin("vision", stage_folder(done, "vision"))
+        changed = make_settings(
+            Path(done.paths.runs_dir),
+            "training.stages=[vision]",
+            "training.stage_configs.vision.epochs=1",
+            "data.input={hfov: 180, vfov: 90, pitch: 10}",
+        )
+        with pytest.raises(ConfigError) as error:
+            run(changed, resume=True)
+        assert "data.input.hfov: was None, is 180.0" in str(error.value)
+        assert "data.input.pitch: was 0.0, is 10.0" in str(error.value)
+        assert "data.input.layout" not in str(error.value)
+
     def test_a_second_run_keeps_the_first(self, done: Settings) -> None:
         folder = stage_folder(done, "vision")
         first = (folder / LAST).read_bytes()

@@ -26,6 +26,7 @@ from panovlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from panovlm.config.schema import Settings
+    from panovlm.data.kept_views import OnDisk
     from panovlm.evaluation.metrics import Scores
     from panovlm.evaluation.session import TestTables
     from panovlm.models.model import PanoramaVLM
@@ -42,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", default="", help="base of relative image paths")
     add_input_option(parser)
     parser.add_argument("--output-dir", type=Path, help="where the results go")
+    parser.add_argument(
+        "--view-cache",
+        type=Path,
+        help="folder in which views are kept for the next evaluation (with --config: "
+        "paths.cache_dir where training.cache_views is disk)",
+    )
     parser.add_argument("--max-samples", type=positive, help="ask only the first so many questions")
     parser.add_argument("--batch-size", type=positive, help="questions per batch (default 8)")
     parser.add_argument("--max-new-tokens", type=positive, help="longest answer, in tokens")
@@ -121,6 +128,7 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
         batch_size=_batch_size(options, settings),
         max_samples=options.max_samples,
         fresh=options.fresh,
+        cache_views=view_cache(options, settings),
     )
     if options.log_samples:
         for answer in result.answers[:: options.log_interval][: options.log_max_samples]:
@@ -193,6 +201,17 @@ def _folder(options: argparse.Namespace, settings: Settings | None, model: Any) 
         return options.output_dir
     base = settings.paths.eval_dir if settings else Paths().eval_dir
     return Path(base) / _prefix(settings, model)
+
+
+def view_cache(options: argparse.Namespace, settings: Settings | None) -> OnDisk | None:
+    """Return where views are kept, if they are to be."""
+    from panovlm.config.schema import Training
+    from panovlm.data.kept_views import OnDisk, on_disk
+
+    if options.view_cache is None:
+        return on_disk(settings) if settings else None
+    default: float = Training.model_fields["cache_limit"].default
+    return OnDisk(options.view_cache, settings.training.cache_limit if settings else default)
 
 
 def _prefix(settings: Settings | None, model: Any) -> str:

@@ -100,8 +100,7 @@ class Environment(StrictModel):
     the package flash-attn (CUDA, bfloat16 or float16); ``auto``: what transformers takes for the
     model. No checkpoint records it."""
 
-    @model_validator(mode="after")
-    def _scans_run_where_training_does(self) -> Self:
+    def _check(self) -> None:
         fitting = {
             "numba": ("auto", "cpu"),
             "triton": ("auto", "gpu"),
@@ -112,7 +111,6 @@ class Environment(StrictModel):
                 f"scan_backend is {self.scan_backend!r}, which does not work with the accelerator "
                 f"{self.accelerator!r}; set scan_backend to auto or torch"
             )
-        return self
 
 
 class Trainable(StrictModel):
@@ -209,8 +207,16 @@ class Training(StrictModel):
     yaw_turns: int = Field(default=1, ge=1)
     """Turn every training panorama by a chance multiple of 360° / n, and the directions in its
     texts with it; 1: no turning. Texts with directions need 2, 4 or 8."""
-    cache_views: bool = False
-    """Keep the views of every panorama in memory after the first time."""
+    cache_views: bool | Literal["disk"] = False
+    """Keep the views of every panorama: ``true`` in memory, rendered before training; ``disk`` in
+    ``paths.cache_dir``, rendered when they are first needed, for every run with the same views."""
+    cache_features: bool = False
+    """Keep what the frozen vision tower makes of every panorama in ``paths.cache_dir``, computed
+    before training, and read it instead of the panorama in every epoch, stage and run with the same
+    tower and views."""
+    cache_limit: float = Field(default=100.0, gt=0)
+    """GiB that the views, and as much again that the features, of one run's panoramas may take on
+    disk; a run that needs more is refused before they are computed."""
     checkpoint_every_n_steps: int = Field(default=500, ge=1)
     """Optimizer steps between two writes of last.ckpt."""
     save: Literal["all", "trainable"] = "all"
@@ -224,11 +230,24 @@ class Training(StrictModel):
 
     def _check(self) -> None:
         self._check_stages()
+        self._check_features()
         if self.yaw_turns > 1 and self.cache_views:
             raise ValueError(
                 f"cache_views keeps the views of panoramas as they are, but yaw_turns is "
                 f"{self.yaw_turns}; switch one of the two off"
             )
+
+    def _check_features(self) -> None:
+        for name, wrong, why in (
+            ("augment", self.augment, "changes the colours of every panorama by chance"),
+            ("yaw_turns", self.yaw_turns > 1, "turns every panorama by chance"),
+            ("cache_views", self.cache_views is True, "keeps pixels that would never be read"),
+        ):
+            if self.cache_features and wrong:
+                raise ValueError(
+                    "cache_features keeps what the tower makes of each panorama once and for all, "
+                    f"but {name} {why}; switch one of the two off"
+                )
 
     def _check_stages(self) -> None:
         if not self.stage_configs:
@@ -251,6 +270,9 @@ class Paths(StrictModel):
     """Folder of all run folders."""
     eval_dir: str = "results/eval_results"
     """Folder of evaluation results."""
+    cache_dir: str = "cache"
+    """Folder of views and features that are kept on disk; several runs may share it, and it can be
+    removed whenever none of them is under way."""
     data_dir: str = ""
     """Base of relative image paths in tables; empty: the table's own folder."""
     pretrained_dir: str | None = None

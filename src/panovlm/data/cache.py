@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class KnownViews(Protocol):
+    """Views that need not be rendered whenever they are asked for."""
+
+    def views(self, sample: Sample) -> NDArray[np.uint8]:
+        """Return the views [V, h, w, 3] of a sample's panorama; do not write to them.
+
+        Raises:
+            DataError: They cannot be had; the message names the row.
+        """
+        ...
+
+
 class ViewCache:
     """Rendered views of panoramas, in one tensor.
 
@@ -51,19 +64,19 @@ class ViewCache:
     """
 
     def __init__(self, samples: Sequence[Sample], pipeline: ViewPipeline, threads: int) -> None:
-        first = _first_rows(samples)
+        first = first_rows(samples)
         self._rows = {image: row for row, image in enumerate(first)}
 
         def load(sample: Sample) -> NDArray[np.uint8]:
             return load_views(sample, pipeline)
 
-        self._views = _stack(len(first), _parallel(load, list(first.values()), threads))
+        self._views = _stack(len(first), in_parallel(load, list(first.values()), threads))
         size = self._views.nbytes / 2**20
         _logger.info("keeping the views of %d panoramas in memory (%.0f MiB)", len(first), size)
 
-    def __getitem__(self, image: Image) -> NDArray[np.uint8]:
-        """Return the views [V, h, w, 3] of an image, without a copy; do not write to them."""
-        return self._views[self._rows[image]].numpy()
+    def views(self, sample: Sample) -> NDArray[np.uint8]:
+        """Return the views [V, h, w, 3] of a sample, without a copy; do not write to them."""
+        return self._views[self._rows[sample.image]].numpy()
 
 
 def load_views(
@@ -79,9 +92,16 @@ def load_views(
     Raises:
         DataError: The image cannot be read or turned; the message names the row.
     """
-    try:
+    with naming(sample):
         erp = read_panorama(sample.image, pipeline.reduction)
         return pipeline.render(rolled(erp, *turn) if turn[0] else erp)
+
+
+@contextmanager
+def naming(sample: Sample) -> Generator[None]:
+    """Name the row in an error about its image, and say how to mend it."""
+    try:
+        yield
     except DataError as error:
         raise DataError(f"{sample.source}: {error}. {_MEND}") from error
 
@@ -94,8 +114,8 @@ def readable(samples: Sequence[Sample], threads: int) -> list[Sample]:
     Raises:
         DataError: No image can be read.
     """
-    first = _first_rows(samples)
-    faults = _parallel(partial(_fault, read_panorama), list(first), threads)
+    first = first_rows(samples)
+    faults = in_parallel(partial(_fault, read_panorama), list(first), threads)
     bad = {image: fault for image, fault in zip(first, faults, strict=True) if fault}
     kept = [sample for sample in samples if sample.image not in bad]
     if not bad:
@@ -123,10 +143,10 @@ def require_readable(samples: Sequence[Sample], threads: int) -> None:
     # A streamed picture would be read with all its row group, only to be looked at.
     first = {
         image: sample
-        for image, sample in _first_rows(samples).items()
+        for image, sample in first_rows(samples).items()
         if not (isinstance(image, Picture) and isinstance(image.file, StreamedCell))
     }
-    faults = _parallel(partial(_fault, check_panorama), list(first), threads)
+    faults = in_parallel(partial(_fault, check_panorama), list(first), threads)
     told = zip(first.values(), faults, strict=True)
     bad = [f"{sample.source}: {fault}" for sample, fault in told if fault]
     if len(bad) == 1:
@@ -139,7 +159,7 @@ def require_readable(samples: Sequence[Sample], threads: int) -> None:
         )
 
 
-def _first_rows(samples: Sequence[Sample]) -> dict[Image, Sample]:
+def first_rows(samples: Sequence[Sample]) -> dict[Image, Sample]:
     """Return the images, each with the first sample about it."""
     first: dict[Image, Sample] = {}
     for sample in samples:
@@ -156,7 +176,7 @@ def _fault(read: Callable[[Image], object], image: Image) -> str:
     return ""
 
 
-def _parallel(function: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
+def in_parallel(function: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
     """Map in order; decoding and cutting release the interpreter lock."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
         yield from pool.map(function, items)

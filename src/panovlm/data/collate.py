@@ -13,12 +13,16 @@ from panovlm.models.language.chat import IGNORED
 
 
 class Batch(TypedDict):
-    """Several items; the texts are absent when the items have none."""
+    """Several items: views, or what the tower makes of them; texts if the items have some."""
 
-    pixel_values: Tensor
-    """float32 [B, V, 3, h, w]"""
     source: list[str]
     """[B], where each sample stands in its table."""
+    pixel_values: NotRequired[Tensor]
+    """float32 [B, V, 3, h, w]"""
+    features: NotRequired[Tensor]
+    """[B, V, S, Dv]"""
+    view_size: NotRequired[tuple[int, int]]
+    """Height and width of the views that the features are of."""
     input_ids: NotRequired[Tensor]
     """int64 [B, L], padded on the right."""
     attention_mask: NotRequired[Tensor]
@@ -37,10 +41,13 @@ def collate(items: Sequence[Item], pad_id: int) -> Batch:
         items: Items with equally many views of one size.
         pad_id: Id that fills shorter texts; it counts neither as text nor in the loss.
     """
-    batch: Batch = {
-        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-        "source": [item["source"] for item in items],
-    }
+    batch: Batch = {"source": [item["source"] for item in items]}
+    pixels = [item["pixel_values"] for item in items if "pixel_values" in item]
+    if pixels:
+        batch["pixel_values"] = torch.stack(pixels)
+    else:
+        batch["features"] = torch.stack([item["features"] for item in items if "features" in item])
+        (batch["view_size"],) = {item["view_size"] for item in items if "view_size" in item}
     if all("input_ids" in item for item in items):
         ids = [item["input_ids"] for item in items if "input_ids" in item]
         labels = [item["labels"] for item in items if "labels" in item]

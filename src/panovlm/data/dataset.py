@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from panovlm.data.augment import jitter
 from panovlm.data.blocks import blocks_of
-from panovlm.data.cache import ViewCache, load_views
+from panovlm.data.cache import KnownViews, load_views
+from panovlm.data.features import KeptFeatures
 from panovlm.data.loader import Draw
 from panovlm.data.packing import pack
 from panovlm.data.samples import Sample, group_rows
@@ -24,12 +25,19 @@ from panovlm.panorama.pipeline import ViewPipeline
 
 
 class Item(TypedDict):
-    """One sample; the texts are absent in a dataset without chat format."""
+    """One sample: its views, or what the tower makes of them.
 
-    pixel_values: Tensor
-    """float32 [V, 3, h, w]"""
+    The texts are absent in a dataset without chat format.
+    """
+
     source: str
     """Where the sample stands in its table."""
+    pixel_values: NotRequired[Tensor]
+    """float32 [V, 3, h, w]"""
+    features: NotRequired[Tensor]
+    """[V, S, Dv]"""
+    view_size: NotRequired[tuple[int, int]]
+    """Height and width of the views that the features are of."""
     input_ids: NotRequired[list[int]]
     """[L]"""
     labels: NotRequired[list[int]]
@@ -53,10 +61,16 @@ class PanoramaDataset(Dataset[Item]):
             its own; which rows meet is drawn anew in every epoch.
         seed: Seed of the groups and of the jitter.
         augment: Change brightness, contrast and saturation by chance.
-        cache: Rendered views to use instead of reading the images; they cannot be turned.
+        cache: Rendered views to use instead of rendering the images; they cannot be turned.
         yaw_turns: Turn panoramas by a chance multiple of this part of a circle, and the texts with
             them; 1: do not.
+
+    Attributes:
+        rows: The samples.
+        features: What the tower makes of the views, to give instead of these; None: give pixels.
     """
+
+    features: KeptFeatures | None = None
 
     def __init__(
         self,
@@ -68,12 +82,12 @@ class PanoramaDataset(Dataset[Item]):
         questions_per_sample: int = 1,
         seed: int = 0,
         augment: bool = False,
-        cache: ViewCache | None = None,
+        cache: KnownViews | None = None,
         yaw_turns: int = 1,
     ) -> None:
         if cache is not None and yaw_turns > 1:
             raise ConfigError("rendered views cannot be turned; use yaw_turns without a cache")
-        self._rows = samples
+        self.rows = samples
         self._pipeline = pipeline
         self._chat = chat
         self._max_length = max_length
@@ -106,9 +120,12 @@ class PanoramaDataset(Dataset[Item]):
             DataError: The image cannot be read, or ``max_length`` leaves nothing of the answers.
         """
         group, turn = self._group(draw), self._turn(draw)
-        pixels = torch.from_numpy(self._pipeline.normalise(self._views(group[0], draw, turn)))
-        source = ", ".join(sample.source for sample in group)
-        item: Item = {"pixel_values": pixels, "source": source}
+        item: Item = {"source": ", ".join(sample.source for sample in group)}
+        if self.features is None:
+            views = self._views(group[0], draw, turn)
+            item["pixel_values"] = torch.from_numpy(self._pipeline.normalise(views))
+        else:
+            item["features"], item["view_size"] = self.features.of(group[0])
         if self._chat is None:
             return item
         packed = pack([self._text(sample, self._chat, turn) for sample in group], self._chat)
@@ -119,7 +136,7 @@ class PanoramaDataset(Dataset[Item]):
 
     def _group(self, draw: Draw) -> tuple[Sample, ...]:
         if self._questions > 1 and draw.epoch != self._epoch:
-            self._groups = group_rows(self._rows, self._questions, self._seed, draw.epoch)
+            self._groups = group_rows(self.rows, self._questions, self._seed, draw.epoch)
             self._epoch = draw.epoch
         return self._groups[draw.number]
 
@@ -132,7 +149,7 @@ class PanoramaDataset(Dataset[Item]):
 
     def _views(self, sample: Sample, draw: Draw, turn: int) -> NDArray[np.uint8]:
         if self._cache is not None:
-            views = self._cache[sample.image]
+            views = self._cache.views(sample)
         else:
             views = load_views(sample, self._pipeline, (turn, self._yaw_turns))
         if not self._augment:

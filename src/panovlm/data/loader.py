@@ -185,7 +185,7 @@ class ResumableLoader(DataLoader[Any]):
             for batch in super().__iter__():
                 self._done = _Position(epoch, self._done.batches + 1)
                 yield batch
-        except DataError as error:
+        except (ConfigError, DataError) as error:
             raise _without_worker_traceback(error) from error
 
     def state_dict(self) -> dict[str, int]:
@@ -234,7 +234,8 @@ def _prepare_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _without_worker_traceback(error: DataError) -> DataError:
+def _without_worker_traceback(error: ConfigError | DataError) -> ConfigError | DataError:
     """Return the error as the worker raised it; torch puts the worker's traceback before it."""
-    _, _, message = str(error).rpartition("panovlm.errors.DataError: ")
-    return DataError(message.strip())
+    kind = type(error)
+    _, _, message = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
+    return kind(message.strip())

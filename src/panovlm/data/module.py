@@ -10,9 +10,11 @@ from typing import cast
 import torch
 from lightning.pytorch import LightningDataModule
 
-from panovlm.data.cache import ViewCache, readable
+from panovlm.data.cache import KnownViews, ViewCache, first_rows, readable
 from panovlm.data.collate import collate
 from panovlm.data.dataset import PanoramaDataset
+from panovlm.data.features import KeptFeatures
+from panovlm.data.kept_views import KeptViews, OnDisk
 from panovlm.data.loader import Blocks, ResumableLoader
 from panovlm.data.samples import Sample
 from panovlm.errors import DataError
@@ -37,11 +39,16 @@ class PanoramaData(LightningDataModule):
         seed: Seed of order, groups and jitter.
         num_workers: Processes that load samples; 0: the training process itself.
         augment: Colour jitter of the training views.
-        cache_views: Render all views once, when training starts, and keep them in memory.
+        cache_views: Render all views once, when training starts, and keep them in memory; or, on
+            disk, when they are first asked for.
         yaw_turns: Turn the training panoramas by a chance multiple of this part of a circle.
         skip_unreadable: Leave out, and log, rows whose image cannot be read.
         stream_blocks: Shuffle the training rows block by block, so many blocks at a time; None: all
             of them.
+
+    Attributes:
+        pipeline: Cuts and normalises the views.
+        notes: What the user should know once the datasets are set up.
     """
 
     def __init__(
@@ -57,7 +64,7 @@ class PanoramaData(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         augment: bool = False,
-        cache_views: bool = False,
+        cache_views: bool | OnDisk = False,
         yaw_turns: int = 1,
         skip_unreadable: bool = False,
         stream_blocks: int | None = None,
@@ -69,7 +76,7 @@ class PanoramaData(LightningDataModule):
                 "with data.synthetic"
             )
         self._samples = {"train": train, "val": val}
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self._chat = chat
         self._batch_size = batch_size
         self._max_length = max_length
@@ -77,11 +84,38 @@ class PanoramaData(LightningDataModule):
         self._seed = seed
         self._num_workers = num_workers
         self._augment = augment
-        self._cache_views = cache_views
+        self._in_memory = cache_views is True
+        self._limit = cache_views.limit if isinstance(cache_views, OnDisk) else 0
+        self._kept = (
+            KeptViews(cache_views.folder, pipeline) if isinstance(cache_views, OnDisk) else None
+        )
         self._yaw_turns = yaw_turns
         self._skip_unreadable = skip_unreadable
         self._stream_blocks = stream_blocks
         self._datasets: dict[str, PanoramaDataset] = {}
+        self.notes: list[str] = []
+
+    def panoramas(self) -> list[Sample]:
+        """Return the first row about each panorama of the datasets that are set up."""
+        rows = [row for dataset in self._datasets.values() for row in dataset.rows]
+        return list(first_rows(rows).values())
+
+    def rendered(self, samples: Sequence[Sample], num_workers: int) -> ResumableLoader:
+        """Return the views of panoramas, one after the other, as validation would see them."""
+        dataset = PanoramaDataset(samples, self.pipeline, None, cache=self._kept)
+        return ResumableLoader(
+            dataset,
+            batch_size=1,
+            seed=self._seed,
+            shuffle=False,
+            collate=partial(collate, pad_id=0),
+            num_workers=num_workers,
+        )
+
+    def give_features(self, features: KeptFeatures) -> None:
+        """Let the loaders give what the tower makes of the views, instead of these."""
+        for dataset in self._datasets.values():
+            dataset.features = features
 
     def setup(self, stage: str) -> None:
         """Make the datasets, once; with the options for it, read all images.
@@ -107,15 +141,21 @@ class PanoramaData(LightningDataModule):
             samples = readable(samples, threads)
         return PanoramaDataset(
             samples,
-            self._pipeline,
+            self.pipeline,
             self._chat,
             max_length=self._max_length,
             questions_per_sample=self._questions,
             seed=self._seed,
             augment=self._augment and vary,
             yaw_turns=self._yaw_turns if vary else 1,
-            cache=ViewCache(samples, self._pipeline, threads) if self._cache_views else None,
+            cache=self._cache(samples, threads),
         )
+
+    def _cache(self, samples: Sequence[Sample], threads: int) -> KnownViews | None:
+        if self._kept is None:
+            return ViewCache(samples, self.pipeline, threads) if self._in_memory else None
+        self.notes.append(self._kept.require_room(len(first_rows(samples)), self._limit))
+        return self._kept
 
     def _loader(self, split: str, *, shuffle: bool) -> ResumableLoader:
         trainer = self.trainer

@@ -15,6 +15,8 @@ from panovlm.config.legacy import translate
 from panovlm.config.load import load_mapping
 from panovlm.config.problems import ValidationError
 from panovlm.config.schema import Generation
+from panovlm.data.cache import first_rows
+from panovlm.data.kept_views import KeptViews, OnDisk
 from panovlm.data.samples import read_tables
 from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer
@@ -116,6 +118,7 @@ def run_evaluation(
     max_samples: int | None = None,
     fresh: bool = False,
     progress: bool = True,
+    cache_views: OnDisk | None = None,
     metrics: Mapping[str, Metric] = METRICS,
 ) -> Evaluation:
     """Ask a loaded model every question of some tables, score the answers, write the results.
@@ -134,10 +137,11 @@ def run_evaluation(
         max_samples: ask only the first so many.
         fresh: throw away answers of an interrupted evaluation.
         progress: show a bar.
+        cache_views: where views are kept; absent: nowhere.
         metrics: what to compute.
 
     Raises:
-        ConfigError: the model has no tokenizer.
+        ConfigError: the model has no tokenizer, or the views cannot be kept.
         DataError: a table cannot be read, not one question could be asked, the results cannot be
             written, or an unfinished evaluation belongs to another model.
     """
@@ -158,11 +162,16 @@ def run_evaluation(
     made = _make_folder(folder)
     unfinished = folder / f".{prefix}_unfinished.jsonl"
     pipeline = ViewPipeline(model.recipe.image_processing)
+    load = pipeline.load
+    if cache_views is not None:
+        kept = KeptViews(cache_views.folder, pipeline)
+        kept.require_room(len(first_rows(samples)), cache_views.limit)
+        load = kept.load
     with Ledger(unfinished, identity, fresh=fresh) as ledger:
         answers = evaluate(
             model,
             questions,
-            pipeline.load,
+            load,
             chat,
             generation,
             batch_size=batch_size,

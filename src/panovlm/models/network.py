@@ -27,6 +27,7 @@ from panovlm.models.vision.directions import TokenDirections
 from panovlm.models.vision.grid import Grid, ViewGrid
 from panovlm.models.vision.projector import PanoramaProjector
 from panovlm.models.vision.resampler import ResamplerModule
+from panovlm.models.vision.seen import SeenViews, Views, as_views
 from panovlm.models.vision.vicreg import VICRegProjector
 from panovlm.panorama.views import leading_global
 
@@ -132,19 +133,26 @@ class PanoramaNetwork(SelfDescribingModel):
         Returns:
             ``[B·V, S, Dv]``.
         """
-        views = _as_views(pixel_values)
-        pixels = views.flatten(0, 1)
+        pixels = as_views(pixel_values).flatten(0, 1)
         return self.vision_backbone(pixels.to(_dtype(self.vision_backbone)))
 
-    def resampled_features(self, pixel_values: Tensor) -> Tensor:
+    def seen(self, views: Views) -> SeenViews:
+        """Return what the tower makes of views, unless that is what is given."""
+        if isinstance(views, SeenViews):
+            return views
+        views = as_views(views)
+        features = self.vision_features(views).unflatten(0, views.shape[:2])
+        return SeenViews(features, (views.shape[-2], views.shape[-1]))
+
+    def resampled_features(self, pixel_values: Views) -> Tensor:
         """Return the resampler's tokens ``[B·V, S', D]`` of views ``[B, V, 3, h, w]``."""
         return self.resampled(pixel_values)[0]
 
-    def resampled(self, pixel_values: Tensor) -> tuple[Tensor, Grid | None]:
+    def resampled(self, pixel_values: Views) -> tuple[Tensor, Grid | None]:
         """Return the resampler's tokens and how a view's lie (``None``: as their number tells).
 
         Args:
-            pixel_values: normalised views ``[B, V, 3, h, w]``.
+            pixel_values: normalised views ``[B, V, 3, h, w]``, or what the tower makes of them.
 
         Returns:
             ``[B·V, S', D]``, and their rows and columns.
@@ -152,13 +160,13 @@ class PanoramaNetwork(SelfDescribingModel):
         Raises:
             ConfigError: the resampler's settings do not fit the views.
         """
-        views = _as_views(pixel_values)
-        features = self.vision_features(views)
-        grid = self.view_grid((views.shape[-2], views.shape[-1]), features.shape[1])
+        seen = self.seen(pixel_values)
+        features = seen.features.flatten(0, 1)
+        grid = self.view_grid(seen.size, features.shape[1])
         tokens = self.resampler_module(
             _in_dtype_of(self.resampler_module, features),
             grid,
-            num_views=views.shape[1],
+            num_views=seen.num_views,
             apart=self.projector.apart,
         )
         return tokens, self.resampler_module.grid(grid)
@@ -176,10 +184,11 @@ class PanoramaNetwork(SelfDescribingModel):
         known = self.resampler_module.reads_grid
         return self.vision_backbone.view_grid(size, count) if known else None
 
-    def vision_tokens(self, pixel_values: Tensor) -> Tensor:
+    def vision_tokens(self, pixel_values: Views) -> Tensor:
         """Return what the language model reads, ``[B, T, Dm]``, of views ``[B, V, 3, h, w]``."""
-        tokens, grid = self.resampled(pixel_values)
-        num_views = _as_views(pixel_values).shape[1]
+        seen = self.seen(pixel_values)
+        tokens, grid = self.resampled(seen)
+        num_views = seen.num_views
         if self.vision_rope is not None:
             self.vision_rope.know(self.projector.places(num_views, tokens.shape[1], grid))
         return self.projector(_in_dtype_of(self.projector, tokens), num_views, grid)
@@ -188,7 +197,7 @@ class PanoramaNetwork(SelfDescribingModel):
 
     def forward(
         self,
-        pixel_values: Tensor | None = None,
+        pixel_values: Views | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
@@ -201,7 +210,7 @@ class PanoramaNetwork(SelfDescribingModel):
         """Run the whole model.
 
         Args:
-            pixel_values: normalised views ``[B, V, 3, h, w]``.
+            pixel_values: normalised views ``[B, V, 3, h, w]``, or what the tower makes of them.
             input_ids: text ``[B, L]``; the vision tokens go where the placeholder stands.
             attention_mask: ``[B, L]``, 1 for text, 0 for padding; absent: all text.
             labels: ``[B, L]``, -100 where no loss is taken.
@@ -234,7 +243,7 @@ class PanoramaNetwork(SelfDescribingModel):
 
     def fuse(
         self,
-        pixel_values: Tensor | None,
+        pixel_values: Views | None,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         labels: Tensor | None,
@@ -250,7 +259,7 @@ class PanoramaNetwork(SelfDescribingModel):
         in a row, the data keep each below it.
 
         Args:
-            pixel_values: normalised views ``[B, V, 3, h, w]``.
+            pixel_values: normalised views ``[B, V, 3, h, w]``, or what the tower makes of them.
             input_ids: text ``[B, L]``.
             attention_mask: ``[B, L]``; absent: all text.
             labels: ``[B, L]``, -100 where no loss is taken.
@@ -302,17 +311,6 @@ class PanoramaNetwork(SelfDescribingModel):
             count = vision_tokens.shape[1]
             inputs["position_ids"] = self.vision_rope.positions(base, fused.numbers, count)
         return inputs
-
-
-def _as_views(pixel_values: Tensor) -> Tensor:
-    """Return ``[B, V, 3, h, w]``; four dimensions mean one view."""
-    if pixel_values.ndim == 4:
-        return pixel_values.unsqueeze(1)
-    if pixel_values.ndim != 5:
-        raise ConfigError(
-            f"pixel_values has shape {list(pixel_values.shape)}; [B, V, 3, h, w] was expected."
-        )
-    return pixel_values
 
 
 def _in_dtype_of(module: nn.Module, tokens: Tensor) -> Tensor:

@@ -31,9 +31,11 @@ class ViewPipeline:
     panorama is made smaller first, as far as the views allow it (:mod:`panovlm.panorama.detail`).
 
     Attributes:
+        settings: What it was made of.
         views: What each view shows, in the order of the pixels.
     """
 
+    settings: ImageProcessing
     views: tuple[View, ...]
 
     def __init__(self, settings: ImageProcessing) -> None:
@@ -48,6 +50,7 @@ class ViewPipeline:
                 "image_processing.image_size is unset: give the (height, width) of one view in "
                 "pixels, as the vision tower expects it"
             )
+        self.settings = settings
         self._size = settings.image_size
         self._strategy = settings.crop_strategy
         config = settings.vision_processor
@@ -79,7 +82,15 @@ class ViewPipeline:
         Raises:
             DataError: It cannot be read or cut.
         """
-        return self(read_panorama(source, self.reduction))
+        return self.normalise(self.read(source))
+
+    def read(self, source: Source) -> NDArray[np.uint8]:
+        """Return the views [V, h, w, 3] of a file, 0 to 255, decoded no finer than needed.
+
+        Raises:
+            DataError: It cannot be read or cut.
+        """
+        return self.render(read_panorama(source, self.reduction))
 
     def render(self, erp: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Cut and resize the views.

@@ -69,6 +69,7 @@ def settings_digest(settings: Settings) -> str:
     """Return the digest of what decides a cell's result: not its name, not where it is written."""
     plain = settings.model_dump(mode="json")
     del plain["experiment"], plain["paths"]["runs_dir"], plain["paths"]["eval_dir"]
+    del plain["paths"]["cache_dir"]
     return digest(plain)
 
 

@@ -22,6 +22,7 @@ from panovlm.models.language.tokenizer import load_tokenizer, prepare_tokenizer,
 from panovlm.models.model import PanoramaVLM
 from panovlm.models.vision.grid import Grid
 from panovlm.panorama.views import views_of
+from panovlm.training.caches import check_frozen
 from panovlm.training.freeze import ComponentCount, counts, freeze, trainable_parts, widen
 from panovlm.training.overlap import check_batch, check_overlap
 from panovlm.training.preflight import adapters_of
@@ -85,6 +86,7 @@ def plan(settings: Settings, stages: Sequence[str] | None = None) -> Plan:
     if "vision" in chosen:
         check_overlap(settings)
         check_batch(settings)
+    check_frozen(settings, chosen)
     tower, language = _configs(settings.models)
     vocabulary = language.get_text_config().vocab_size
     if settings.models.language_config is not None:

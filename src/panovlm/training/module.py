@@ -20,6 +20,7 @@ from panovlm.config.schema import StageConfig
 from panovlm.errors import PanoVLMError
 from panovlm.models.language.chat import IGNORED
 from panovlm.models.model import PanoramaVLM
+from panovlm.models.vision.seen import SeenViews, Views
 from panovlm.training.accumulation import ItemMean
 from panovlm.training.freeze import rest_frozen
 from panovlm.training.losses import OverlapTokens, overlap_loss, overlap_statistics
@@ -107,9 +108,9 @@ class StageModule(lightning.LightningModule):
     def _loss(self, batch: Batch, split: str) -> Tensor:
         """Return the overlap loss (stage vision) or the language model's loss."""
         if self.stage == "vision":
-            return self._overlap_loss(batch["pixel_values"], split)
+            return self._overlap_loss(_views(batch), split)
         output = self.model(
-            pixel_values=batch["pixel_values"],
+            pixel_values=_views(batch),
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             labels=batch["labels"],
@@ -124,9 +125,10 @@ class StageModule(lightning.LightningModule):
             return len(batch["source"])
         return int((batch["labels"] != IGNORED).sum())
 
-    def _overlap_loss(self, pixel_values: Tensor, split: str) -> Tensor:
+    def _overlap_loss(self, views: Views, split: str) -> Tensor:
         """Return the weighted loss between tokens that show the same; log what it is made of."""
-        features, grid = self.model.resampled(pixel_values)
+        seen = self.model.seen(views)
+        features, grid = self.model.resampled(seen)
         if self.model.vicreg_projector is not None:
             features = self.model.vicreg_projector(features)
         models = self.model.recipe.models
@@ -134,7 +136,7 @@ class StageModule(lightning.LightningModule):
             features = gather_samples(features)
         tokens = OverlapTokens(
             features,
-            num_views=pixel_values.shape[1],
+            num_views=seen.num_views,
             has_class_token=self.model.vision_backbone.has_class_token,
             leading_global=self.model.leading_global,
             grid=grid,
@@ -146,7 +148,7 @@ class StageModule(lightning.LightningModule):
             measured = overlap_statistics(tokens.sides(models))
             told |= {f"overlap_{name}": value for name, value in measured.items()}
         for name, value in told.items():
-            size = pixel_values.shape[0]
+            size = seen.features.shape[0]
             self.log(f"{split}_{name}", value.detach(), batch_size=size, sync_dist=split == "val")
         return terms["total"]
 
@@ -183,3 +185,10 @@ class StageModule(lightning.LightningModule):
             state.pop(marker, None)
         put_back(self.model, state, document.references)
         checkpoint["state_dict"] = {_PREFIX + name: tensor for name, tensor in state.items()}
+
+
+def _views(batch: Batch) -> Views:
+    """Return the views of a batch, or what the tower makes of them where the loader knows it."""
+    if "features" in batch:
+        return SeenViews(batch["features"], batch["view_size"])
+    return batch["pixel_values"]

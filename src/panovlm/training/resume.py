@@ -10,6 +10,7 @@ from typing import Any
 from panovlm.checkpoint.documents.metadata import EMBEDDED, CheckpointMetadata, parse
 from panovlm.checkpoint.fields import flatten
 from panovlm.checkpoint.formats import read_header
+from panovlm.config.image_input import ImageInput
 from panovlm.errors import CheckpointError, ConfigError
 
 _SHOWN = 5
@@ -51,6 +52,12 @@ def _differences(before: CheckpointMetadata, now: CheckpointMetadata) -> Iterato
     yield from _changed("", flatten(before.recipe), flatten(now.recipe))
     place = f"training.stage_configs.{now.stage}."
     yield from _changed(place, before.training.stage_config, now.training.stage_config)
+    yield from _changed("data.input.", _input(before), _input(now))
+
+
+def _input(about: CheckpointMetadata) -> dict[str, Any]:
+    """Return how a run's pictures show the sphere; plainly, where older documents say nothing."""
+    return ImageInput.model_validate(about.training.data.get("input", {})).model_dump()
 
 
 def _changed(place: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from panovlm.data.module import PanoramaData
 from panovlm.data.synthetic import write_scenes
 from panovlm.errors import CheckpointError, ConfigError, PanoVLMError
 from panovlm.models.mamba import backends
+from panovlm.training.caches import check_frozen
 from panovlm.training.freeze import counts, table
 from panovlm.training.module import StageModule
 from panovlm.training.overlap import check_batch, check_overlap
@@ -119,6 +120,7 @@ class _Run:
             check_batch(settings)
         backends.use(settings.environment.scan_backend)
         check_attention(settings)
+        check_frozen(settings, [name for name in names if name not in done])
         self.processes = training_processes(settings)
         if settings.data.synthetic is not None:
             with self.console.status("writing synthetic scenes"):
@@ -160,6 +162,8 @@ class _Run:
         for note in model.resolution.notes if model.resolution else ():
             self._tell(f"stage {name}: {note}")
         data = stage_data(settings, name, model, rows)
+        for note in data.notes:
+            self._tell(f"stage {name}: {note}")
         stage = settings.training.stage_configs[name]
         steps = optimizer_steps(name, stage, data, self.processes)
         check_later_stages(model, settings, later, self.tables)

@@ -31,6 +31,7 @@ from panovlm.models.language.chat import resolve_max_length
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.pipeline import ViewPipeline
 from panovlm.training.background import BackgroundCheckpointIO
+from panovlm.training.caches import feature_keepers, view_cache
 from panovlm.training.checkpoints import CheckpointWriter
 from panovlm.training.freeze import freeze, trainable_parts, widen
 from panovlm.training.preflight import adapters_of, check_interval
@@ -122,7 +123,7 @@ def stage_data(
         seed=settings.environment.seed,
         num_workers=worker_count(settings),
         augment=training.augment,
-        cache_views=training.cache_views,
+        cache_views=view_cache(settings),
         yaw_turns=training.yaw_turns,
         skip_unreadable=settings.data.skip_unreadable_images,
         stream_blocks=settings.data.stream_blocks,
@@ -199,6 +200,7 @@ def stage_trainer(
     callbacks: list[lightning.Callback] = [
         ProgressLines(console),
         CheckpointWriter(folder, stem, training.checkpoint_every_n_steps, io, read_back),
+        *feature_keepers(settings, console),
     ]
     if console.is_terminal:
         callbacks.append(RichProgressBar(leave=False))

@@ -19,7 +19,7 @@ def worker_count(settings: Settings) -> int:
     wanted = settings.training.num_workers
     if wanted != "auto":
         return wanted
-    if settings.training.cache_views:
+    if settings.training.cache_views is True:
         return 0
     devices = settings.environment.devices
     share = _cores() // (devices if isinstance(devices, int) and devices > 0 else 1)
