@@ -291,6 +291,31 @@ class Settings(Recipe):
                 "set one of the two otherwise"
             )
 
+    @model_validator(mode="after")
+    def _quantised_weights_can_be_named_and_stay(self) -> Self:
+        kind = self.models.language_quantization
+        if kind == "none":
+            return self
+        told = f"models.language_quantization is {kind!r}, "
+        if self.models.language_config is not None:
+            raise ValueError(
+                f"{told}but models.language_config builds an untrained language model; name a "
+                "trained one with models.language_model_name and leave language_config out"
+            )
+        if self.training.save != "trainable":
+            raise ValueError(
+                f"{told}so that the language model's weights are not there to be saved; set "
+                "training.save to 'trainable', which leaves them to the model of that name"
+            )
+        for name, stage in self.training.stage_configs.items():
+            if stage.trainable is not None and stage.trainable.language_model:
+                raise ValueError(
+                    f"{told}but training.stage_configs.{name}.trainable.language_model asks to "
+                    "train it; rounded weights cannot be trained. Train adapters (lora.use_lora), "
+                    "or set models.language_quantization to none"
+                )
+        return self
+
     def recipe(self) -> Recipe:
         """Return the part that travels in a checkpoint, with ``training.system_msg`` settled."""
         parts = {name: getattr(self, name) for name in Recipe.model_fields}

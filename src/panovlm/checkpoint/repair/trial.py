@@ -11,7 +11,7 @@ from torch import nn
 
 from panovlm.checkpoint.fields import flatten, nest
 from panovlm.checkpoint.probe.candidates import LANGUAGE, TOWER
-from panovlm.checkpoint.probe.check import compare_part
+from panovlm.checkpoint.probe.check import Comparison, compare_part
 from panovlm.checkpoint.probe.compare import Difference
 from panovlm.checkpoint.probe.measure import COMPONENTS, precisions
 from panovlm.checkpoint.probe.record import Part, Probe
@@ -34,7 +34,7 @@ class Trial:
     """A model that can be compared with its probe under other settings.
 
     Args:
-        model: the loaded model.
+        model: the loaded model, its language model in full precision.
         probe: what its parts computed when it was saved.
 
     Attributes:
@@ -56,11 +56,19 @@ class Trial:
         """
         self.tried += 1
         try:
-            recipe = self._recipe(changes)
-            model = self._variant(part, recipe) if part in COMPONENTS else self.model
-            return compare_part(model, part, self.probe, self.stored, recipe=recipe).differences
+            return self.compare(part, changes).differences
         except PanoVLMError:
             return None
+
+    def compare(self, part: Part, changes: Changes) -> Comparison:
+        """Compare a part under changed settings.
+
+        Raises:
+            PanoVLMError: no model can be built with them.
+        """
+        recipe = self._recipe(changes)
+        model = self._variant(part, recipe) if part in COMPONENTS else self.model
+        return compare_part(model, part, self.probe, self.stored, recipe=recipe)
 
     def _recipe(self, changes: Changes) -> Recipe:
         """Return the recipe with changed fields, those of backbones included."""
@@ -82,6 +90,8 @@ class Trial:
         # The shallow copy shares its table of modules with the model.
         variant.__dict__["_modules"] = {**self.model.__dict__["_modules"], name: built.eval()}
         variant.recipe = recipe
+        if part == "language":
+            variant.quantize()
         return variant
 
 
