@@ -60,8 +60,11 @@ def borrow(resolution: Resolution, proof: Proof) -> dict[str, Tensor]:
                 f"another shape: {', '.join(faults[:5])}. Name the model that it was trained "
                 f"with: --set {BACKBONES[prefix].name}=NAME."
             )
-        if not source.digest and resolution.adapters is not None and prefix == LANGUAGE_MODEL:
-            _check_embeddings(resolution.adapters, source.name, state)
+        if not source.digest and prefix == LANGUAGE_MODEL:
+            if resolution.adapters is not None:
+                _check_embeddings(resolution.adapters, source.name, state)
+            elif resolution.config.models.language_quantization != "none":
+                _check_frozen(resolution, source.name, state)
         if source.digest and digest(prefix, complete) != source.digest:
             raise ContradictionError(
                 f"{resolution.path} was trained with other weights of {BACKBONES[prefix].what} "
@@ -94,6 +97,26 @@ def _check_embeddings(part: Part, base: str, state: Mapping[str, Tensor]) -> Non
                 f"{part.path} was made for another language model than {base!r}: the first {rows} "
                 f"rows of {name} are not those of that model. Name the right one: "
                 "--set models.language_model_name=NAME."
+            )
+
+
+def _check_frozen(resolution: Resolution, base: str, state: Mapping[str, Tensor]) -> None:
+    """Compare what a state dict of a quantised model has of its base with that; all is frozen.
+
+    Raises:
+        ContradictionError: it is of another model.
+    """
+    stored = load_tensors(resolution.path, resolution.weights)
+    for name, file in resolution.keys.files.items():
+        own = state.get(own_name(LANGUAGE_MODEL, name)) if name.startswith(LANGUAGE_MODEL) else None
+        if own is None:
+            continue
+        rows = min(len(own), len(stored[file]))  # the tokenizer may have grown since
+        if not torch.equal(stored[file][:rows], own[:rows].to(stored[file].dtype)):
+            raise ContradictionError(
+                f"{resolution.path} was quantised from another language model than {base!r}, whose "
+                f"{own_name(LANGUAGE_MODEL, name)} is another one. Name the right one: --set "
+                "models.language_model_name=NAME."
             )
 
 

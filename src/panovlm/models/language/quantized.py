@@ -9,7 +9,6 @@ weights in full precision, of which rounding gives the same model again.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any, cast
@@ -233,8 +232,6 @@ def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 def _library() -> Any:
     """Return bitsandbytes, which is imported only where it is needed."""
-    # It warns of a kernel that it does not find and that is not used here.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import bitsandbytes
 
     return bitsandbytes
