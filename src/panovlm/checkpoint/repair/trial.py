@@ -16,7 +16,7 @@ from panovlm.checkpoint.probe.compare import Difference
 from panovlm.checkpoint.probe.measure import COMPONENTS, precisions
 from panovlm.checkpoint.probe.record import Part, Probe
 from panovlm.config.schema import Recipe
-from panovlm.errors import PanoVLMError
+from panovlm.errors import ConfigError, PanoVLMError
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.lora import attach_lora
@@ -86,7 +86,10 @@ class Trial:
         name, variant = COMPONENTS[part], copy.copy(self.model)
         with init_empty_weights(include_buffers=False):
             built = _build(part, recipe, self.model)
-        built.load_state_dict(getattr(self.model, name).state_dict(), assign=True)
+        state = getattr(self.model, name).state_dict()
+        if any(state[n].shape != tensor.shape for n, tensor in built.state_dict().items()):
+            raise ConfigError(f"{COMPONENTS[part]}: the settings do not fit the weights.")
+        built.load_state_dict(state, assign=True)
         # The shallow copy shares its table of modules with the model.
         variant.__dict__["_modules"] = {**self.model.__dict__["_modules"], name: built.eval()}
         variant.recipe = recipe
