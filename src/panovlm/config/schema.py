@@ -100,8 +100,7 @@ class Environment(StrictModel):
     the package flash-attn (CUDA, bfloat16 or float16); ``auto``: what transformers takes for the
     model. No checkpoint records it."""
 
-    @model_validator(mode="after")
-    def _scans_run_where_training_does(self) -> Self:
+    def _check(self) -> None:
         fitting = {
             "numba": ("auto", "cpu"),
             "triton": ("auto", "gpu"),
@@ -112,7 +111,6 @@ class Environment(StrictModel):
                 f"scan_backend is {self.scan_backend!r}, which does not work with the accelerator "
                 f"{self.accelerator!r}; set scan_backend to auto or torch"
             )
-        return self
 
 
 class Trainable(StrictModel):
@@ -290,12 +288,13 @@ class Settings(Recipe):
                 "type of the backbones, so that they cannot be left to the models they came from; "
                 "set one of the two otherwise"
             )
+        self._check_quantization()
 
-    @model_validator(mode="after")
-    def _quantised_weights_can_be_named_and_stay(self) -> Self:
+    def _check_quantization(self) -> None:
+        """Refuse what a quantised language model cannot be asked for."""
         kind = self.models.language_quantization
         if kind == "none":
-            return self
+            return
         told = f"models.language_quantization is {kind!r}, "
         if self.models.language_config is not None:
             raise ValueError(
@@ -314,7 +313,6 @@ class Settings(Recipe):
                     "train it; rounded weights cannot be trained. Train adapters (lora.use_lora), "
                     "or set models.language_quantization to none"
                 )
-        return self
 
     def recipe(self) -> Recipe:
         """Return the part that travels in a checkpoint, with ``training.system_msg`` settled."""
