@@ -33,7 +33,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,fast,datasets,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[eval,fast,datasets,quant,dev]"
 	$(BIN)/python -m pip check
 	touch $(STAMP)
 

@@ -26,6 +26,7 @@ PACKAGE = "panovlm"
 EXTRAS = {
     "eval": "caption metrics; without it only accuracy is computed",
     "fast": "compiled loops for BiMamba on the CPU; without it plain torch is used",
+    "quant": "language models in four or eight bits; without it they are used in full precision",
 }
 TOLERANCE = 1e-5
 """Largest error of a scan in float32 relative to the largest value; some 1e-7 is usual."""

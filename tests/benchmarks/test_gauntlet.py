@@ -27,6 +27,8 @@ SOME = [
     ("Descriptions", "of another run, same shapes, none inside"),
     ("Live weights and their average", "in an entry of its own, ema is meant"),
     ("Dialects of Mamba", "Vision Mamba, sum of directions"),
+    ("A language model in four or eight bits", "nf4, base by name and digest"),
+    ("A language model in four or eight bits", "every document says none"),
     ("Adapters in a folder of their own", "put onto the weights that they were trained on"),
     ("Split checkpoints and backbones by name", "named model has other weights now"),
     ("The original system", "metadata cut off"),

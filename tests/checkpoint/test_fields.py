@@ -119,6 +119,7 @@ def test_only_what_is_given_is_stated():
         # Documents from before these fields were computed with as their defaults say.
         "models.fusion_text_limit": None,
         "models.vision_rope": "sequence",
+        "models.language_quantization": "none",
         "lora.use_dora": False,
         "models.vision_token_fallback_ends": "text",
         "image_processing.rendering": "exact",

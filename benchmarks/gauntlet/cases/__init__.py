@@ -16,6 +16,7 @@ from benchmarks.gauntlet.cases import (
     names,
     newer,
     original,
+    quantized,
     variants,
     weights,
 )
@@ -27,6 +28,7 @@ GROUPS = (
     descriptions,
     variants,
     adapters,
+    quantized,
     original,
     damage,
     hostile,

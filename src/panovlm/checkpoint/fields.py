@@ -91,6 +91,7 @@ ADDED = frozenset(
         "models.vision_token_fallback_ends",
         "models.pe_type",
         "models.vision_rope",
+        "models.language_quantization",
         "models.resampler_config.cross_view",
         "image_processing.rendering",
         "lora.use_dora",

@@ -21,7 +21,7 @@ from panovlm.checkpoint.find.locate import Location, locate
 from panovlm.checkpoint.find.shells import refuse_shells
 from panovlm.checkpoint.formats import Header, read_header
 from panovlm.checkpoint.loading.references import BACKBONES as ELSEWHERE
-from panovlm.checkpoint.loading.references import borrowed, own_document
+from panovlm.checkpoint.loading.references import borrowed, own_document, quantized_from
 from panovlm.checkpoint.names.averages import Weights
 from panovlm.checkpoint.names.keys import map_keys
 from panovlm.checkpoint.resolution import FINGERPRINT, Conflict, Resolution, Source
@@ -109,10 +109,10 @@ def resolve(
         keys = map_keys(
             shapes, weights=weights, averaged=header.averaged, joined=part.places, file=file
         )
-    recorded = document.references if document is not None else {}
-    shapes = {name: info.shape for name, info in header.tensors.items()}
+    shapes = keys.shapes({name: info.shape for name, info in header.tensors.items()})
+    recorded = document.references if document is not None else quantized_from(record, shapes)
     elsewhere = {ELSEWHERE[prefix].config for prefix in recorded}
-    inferred = _inferred(keys.shapes(shapes), elsewhere, file)
+    inferred = _inferred(shapes, elsewhere, file)
     believed = preferred(prefer, FINGERPRINT) != "weights"
     documents = DocumentReader(
         location,

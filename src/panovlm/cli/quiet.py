@@ -20,6 +20,8 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # It warns of kernels that it does not find, which are not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Every command lists what is assumed by itself.
     warnings.filterwarnings("ignore", category=AssumedSettingsWarning)
     for module in ("lightning", "torch", "transformers", "peft"):

@@ -37,6 +37,7 @@ CropStrategy = Literal[
     "erp",
 ]
 Layout = Literal["original", "panovlm-1"]
+Quantization = Literal["none", "int8", "nf4", "fp4"]
 Fraction = Annotated[float, Limits(ge=0, lt=1)]
 TextLength = Annotated[int, Limits(ge=1)] | Literal["auto", "auto:dataset"]
 
@@ -104,6 +105,10 @@ class ModelSettings(StrictModel):
     tokenizer_name: str | None = None
     """Hub id or folder of the tokenizer; unset: the language model's own. A language model built
     untrained and without tokenizer gets a word tokenizer made from its training texts."""
+    language_quantization: Quantization = "none"
+    """Keep the frozen language model's Linear layers, but the output layer, in eight bits or four
+    (NormalFloat or floating point), rounded by bitsandbytes (extra ``quant``). Checkpoints hold, or
+    refer to, the weights in full precision."""
 
     resampler_type: str = Field(default="mlp", prepare=_canonical_type)
     """Architecture between tower and projector, one of the registered resamplers."""

@@ -312,6 +312,31 @@ class Settings(Recipe):
                 "type of the backbones, so that they cannot be left to the models they came from; "
                 "set one of the two otherwise"
             )
+        self._check_quantization()
+
+    def _check_quantization(self) -> None:
+        """Refuse what a quantised language model cannot be asked for."""
+        kind = self.models.language_quantization
+        if kind == "none":
+            return
+        told = f"models.language_quantization is {kind!r}, "
+        if self.models.language_config is not None:
+            raise ValueError(
+                f"{told}but models.language_config builds an untrained language model; name a "
+                "trained one with models.language_model_name and leave language_config out"
+            )
+        if self.training.save != "trainable":
+            raise ValueError(
+                f"{told}so that the language model's weights are not there to be saved; set "
+                "training.save to 'trainable', which leaves them to the model of that name"
+            )
+        for name, stage in self.training.stage_configs.items():
+            if stage.trainable is not None and stage.trainable.language_model:
+                raise ValueError(
+                    f"{told}but training.stage_configs.{name}.trainable.language_model asks to "
+                    "train it; rounded weights cannot be trained. Train adapters (lora.use_lora), "
+                    "or set models.language_quantization to none"
+                )
 
     def recipe(self) -> Recipe:
         """Return the part that travels in a checkpoint, with ``training.system_msg`` settled."""

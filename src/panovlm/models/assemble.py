@@ -15,6 +15,7 @@ from panovlm.models.language.backbone import (
     load_language_model,
     resize_embeddings,
 )
+from panovlm.models.language.quantized import require_library
 from panovlm.models.language.tokenizer import (
     load_tokenizer,
     prepare_tokenizer,
@@ -39,8 +40,11 @@ def new_model(settings: Settings, texts: Iterable[str]) -> PanoramaVLM:
     Raises:
         ConfigError: a backbone or tokenizer cannot be had.
         CheckpointError: a backbone's weights are not those of its configuration.
+        MissingDependencyError: the language model is to be quantised, and bitsandbytes is missing.
     """
     models = settings.models
+    if models.language_quantization != "none":
+        require_library(models.language_quantization)
     tokenizer, language_model = _language(models, texts)
     encoder, tower = _tower(models)
     recipe = settings.recipe()
@@ -53,6 +57,7 @@ def new_model(settings: Settings, texts: Iterable[str]) -> PanoramaVLM:
     )
     model = PanoramaVLM(config, encoder=encoder, language_model=language_model)
     model.attach_tokenizer(tokenizer)
+    model.quantize()
     _settle_image_processing(model, pretrained=encoder is not None)
     return model
 

@@ -21,6 +21,7 @@ from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language import shared_prefix
 from panovlm.models.language.chat import ChatFormat
 from panovlm.models.language.lora import attach_lora, check_targets, merge_lora
+from panovlm.models.language.quantized import quantize_linears, quantized, restore_linears
 from panovlm.models.language.tokenizer import vision_token_id
 from panovlm.models.network import PanoramaNetwork
 from panovlm.panorama.pipeline import ViewPipeline
@@ -170,16 +171,40 @@ class PanoramaVLM(PanoramaNetwork):
         """Attach fresh low-rank adapters to the language model and record them in the recipe."""
         self._attach(settings)
 
+    def quantize(self) -> None:
+        """Make the language model the one that ``models.language_quantization`` says.
+
+        It is built, and given its weights, in full precision; this is to be called after that.
+
+        Raises:
+            MissingDependencyError: bitsandbytes is not installed.
+            ConfigError: the language model has nothing to quantise, or is quantised already.
+        """
+        kind = self.recipe.models.language_quantization
+        if kind != "none":
+            quantize_linears(self.language_model, kind)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the language model has quantised layers."""
+        return next(quantized(self.language_model), None) is not None
+
     def merge_adapters(self) -> None:
         """Add the adapters into the language model's weights, and say so in the recipe.
+
+        Those of a quantised model become what it computes with, in float32, and it is then no
+        longer quantised: the sums would not survive another rounding.
 
         Raises:
             ConfigError: the model has no adapters.
         """
+        restore_linears(self.language_model)
         self.language_model = merge_lora(cast(PeftModel, self.language_model))
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
         lora = self.recipe.lora.model_copy(update={"use_lora": False})
-        self.set_recipe(self.recipe.model_copy(update={"lora": lora.model_dump()}))
+        models = self.recipe.models.model_copy(update={"language_quantization": "none"})
+        merged = {"lora": lora.model_dump(), "models": models.model_dump()}
+        self.set_recipe(self.recipe.model_copy(update=merged))
 
     def _attach(self, settings: LoRASettings) -> None:
         targets = check_targets(self.language_model, settings)
@@ -224,7 +249,22 @@ class PanoramaVLM(PanoramaNetwork):
                 f"the weights in {pretrained_model_name_or_path} are not those of its config.json: "
                 f"{'; '.join(told)}. The folder is incomplete or mixed; save the model again."
             )
+        cast(Self, model).quantize()
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Write a folder for :meth:`from_pretrained`; see :class:`transformers.PreTrainedModel`.
+
+        Raises:
+            ConfigError: the language model is quantised, so that its weights are not here.
+        """
+        if self.is_quantized:
+            raise ConfigError(
+                "the language model is quantised; the weights that it was made from are not here. "
+                "save_checkpoint (panovlm.checkpoint.saving.save) refers to them, and `panovlm "
+                "convert CHECKPOINT OUT --to huggingface` writes them out."
+            )
+        return cast(Any, super()).save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_checkpoint(

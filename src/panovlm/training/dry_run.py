@@ -18,6 +18,7 @@ from panovlm.errors import ConfigError, DataError
 from panovlm.models.assemble import backbone_configs
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.backbone import language_config
+from panovlm.models.language.quantized import BYTES, quantizable
 from panovlm.models.language.tokenizer import load_tokenizer, prepare_tokenizer, word_tokenizer
 from panovlm.models.model import PanoramaVLM
 from panovlm.models.vision.grid import Grid
@@ -189,6 +190,11 @@ def _stage(model: PanoramaVLM, settings: Settings, name: str) -> StagePlan:
         * (2 if half else parameter.element_size())
         for parameter in model.parameters()
     )
+    kind = settings.models.language_quantization
+    if kind != "none":
+        layers = [linear for _, linear in quantizable(model.language_model)]
+        saved = (la.weight.numel() * (la.weight.element_size() - BYTES[kind]) for la in layers)
+        memory -= round(sum(saved))
     return StagePlan(name, counts(model), memory)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from panovlm.checkpoint.loading.load import convert
 from panovlm.config.schema import StageConfig, Trainable, usually_trainable
 from panovlm.errors import ConfigError
+from panovlm.models.language.quantized import quantized
 from panovlm.models.model import PanoramaVLM
 
 
@@ -90,11 +91,12 @@ def last_blocks(model: PanoramaVLM, count: int) -> list[nn.Module]:
 
 
 def counts(model: PanoramaVLM) -> list[ComponentCount]:
-    """Count the parameters of each component, shared ones once."""
+    """Count the parameters of each component, shared ones once, and quantised weights."""
     return [
         ComponentCount(
             name,
-            sum(p.numel() for p in module.parameters()),
+            sum(p.numel() for p in module.parameters())
+            + sum(layer.in_features * layer.out_features for _, layer in quantized(module)),
             sum(p.numel() for p in module.parameters() if p.requires_grad),
         )
         for name, module in model.named_children()

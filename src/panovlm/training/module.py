@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, cast
 
 import lightning
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from panovlm.checkpoint.documents.metadata import EMBEDDED, CheckpointMetadata, parse
-from panovlm.checkpoint.loading.borrow import put_back
+from panovlm.checkpoint.loading.borrow import NOTHING, LeftOut, put_back
 from panovlm.checkpoint.names.keymap import MARKERS
 from panovlm.checkpoint.saving.save import embedded_entries, with_probe
 from panovlm.config.schema import StageConfig
@@ -43,7 +43,7 @@ class StageModule(lightning.LightningModule):
             trainer: that would open the training data before a checkpoint is read, and Lightning
             would then begin an interrupted epoch from its first batch.
         describe: returns the checkpoint document for an epoch, a step and a validation loss.
-        left_out: tensors of the model that its checkpoints do not hold.
+        left_out: what its checkpoints leave to named models.
 
     Attributes:
         document: what the checkpoint that was written last says about itself.
@@ -57,7 +57,7 @@ class StageModule(lightning.LightningModule):
         settings: StageConfig,
         total_steps: int,
         describe: Callable[[int, int, float | None], CheckpointMetadata],
-        left_out: Collection[str] = (),
+        left_out: LeftOut = NOTHING,
     ) -> None:
         super().__init__()
         self.model = model
@@ -169,7 +169,7 @@ class StageModule(lightning.LightningModule):
         about = self.describe(self.current_epoch, self.global_step, self.last_val_loss)
         self.document = with_probe(self.model, about)
         checkpoint.update(embedded_entries(self.model, self.document))
-        for name in self.left_out:
+        for name in self.left_out.names:
             del checkpoint["state_dict"][_PREFIX + name]
         state = checkpoint["state_dict"]
         for name, buffer in self.named_buffers(remove_duplicate=False):
@@ -183,7 +183,7 @@ class StageModule(lightning.LightningModule):
         state = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
         for marker in MARKERS:  # the model writes its own
             state.pop(marker, None)
-        put_back(self.model, state, document.references)
+        put_back(self.model, state, document.references, self.left_out)
         checkpoint["state_dict"] = {_PREFIX + name: tensor for name, tensor in state.items()}
 
 

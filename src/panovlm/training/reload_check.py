@@ -27,11 +27,12 @@ import panovlm
 from panovlm.checkpoint.fields import flatten
 from panovlm.checkpoint.formats import load_tensors
 from panovlm.checkpoint.loading.load import prove_model
-from panovlm.checkpoint.probe.measure import is_sharded, samples
+from panovlm.checkpoint.probe.measure import is_sharded
 from panovlm.checkpoint.report.verify import verify
 from panovlm.checkpoint.resolution import Resolution
 from panovlm.checkpoint.resolve import resolve
 from panovlm.errors import CheckpointError, ConfigError, PanoVLMError
+from panovlm.models.samples import samples
 from panovlm.training.background import AtomicCheckpointIO
 from panovlm.training.module import StageModule
 

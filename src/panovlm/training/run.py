@@ -181,7 +181,7 @@ class _Run:
             settings=stage,
             total_steps=steps,
             describe=describe,
-            left_out=left_out.names,
+            left_out=left_out,
         )
         if self.leads:
             self._check_reload(module)

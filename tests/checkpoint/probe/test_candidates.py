@@ -39,6 +39,19 @@ def tried(part, **changes):
     return [c.changes for c in candidates(part, values(**changes), {})]
 
 
+def test_heads_where_their_width_is_not_stated():
+    """Qwen2's configuration leaves it out; key rows and query rows stay what the weights have."""
+    bare = {key: value for key, value in LLAMA.items() if key != "head_dim"}
+    found = tried("language", **{"models.language_config": bare})
+    section = "models.language_config."
+    heads = [c for c in found if f"{section}num_attention_heads" in c]
+    assert heads
+    for changes in heads:
+        size = changes[f"{section}head_dim"]
+        assert changes[f"{section}num_attention_heads"] * size == 32
+        assert changes[f"{section}num_key_value_heads"] * size == 16
+
+
 @pytest.mark.parametrize("architecture", sorted(recipes()))
 @pytest.mark.parametrize("part", PARTS)
 def test_every_candidate_is_a_recipe_that_differs(architecture, part):

@@ -112,6 +112,7 @@ AS_IN_THE_ORIGINAL = {
     "models.pe_type": "columns",
     "image_processing.rendering": "exact",
     "models.vision_rope": "sequence",
+    "models.language_quantization": "none",
     "lora.use_dora": False,
 }
 # Settings of what these values leave out.

@@ -27,6 +27,7 @@ CERTAIN = frozenset(
         f"{RESAMPLER}.cross_view",
         f"{RESAMPLER}.num_attention_heads",
         "models.global_view",
+        "models.language_quantization",
         "models.pe_type",
         "models.vision_rope",
         "models.training_placeholder",

@@ -22,6 +22,7 @@ from panovlm.checkpoint.settle.infer import is_token_table
 from panovlm.errors import CheckpointError, ConfigError, ContradictionError, PanoVLMError
 from panovlm.models.language.adapters import strip_lora_name
 from panovlm.models.language.backbone import load_language_model
+from panovlm.models.language.quantized import quantized
 from panovlm.models.model import PanoramaVLM
 from panovlm.models.vision.pretrained import load_tower
 
@@ -59,8 +60,11 @@ def borrow(resolution: Resolution, proof: Proof) -> dict[str, Tensor]:
                 f"another shape: {', '.join(faults[:5])}. Name the model that it was trained "
                 f"with: --set {BACKBONES[prefix].name}=NAME."
             )
-        if not source.digest and resolution.adapters is not None and prefix == LANGUAGE_MODEL:
-            _check_embeddings(resolution.adapters, source.name, state)
+        if not source.digest and prefix == LANGUAGE_MODEL:
+            if resolution.adapters is not None:
+                _check_embeddings(resolution.adapters, source.name, state)
+            elif resolution.config.models.language_quantization != "none":
+                _check_frozen(resolution, source.name, state)
         if source.digest and digest(prefix, complete) != source.digest:
             raise ContradictionError(
                 f"{resolution.path} was trained with other weights of {BACKBONES[prefix].what} "
@@ -96,6 +100,26 @@ def _check_embeddings(part: Part, base: str, state: Mapping[str, Tensor]) -> Non
             )
 
 
+def _check_frozen(resolution: Resolution, base: str, state: Mapping[str, Tensor]) -> None:
+    """Compare what a state dict of a quantised model has of its base with that; all is frozen.
+
+    Raises:
+        ContradictionError: it is of another model.
+    """
+    stored = load_tensors(resolution.path, resolution.weights)
+    for name, file in resolution.keys.files.items():
+        own = state.get(own_name(LANGUAGE_MODEL, name)) if name.startswith(LANGUAGE_MODEL) else None
+        if own is None:
+            continue
+        rows = min(len(own), len(stored[file]))  # the tokenizer may have grown since
+        if not torch.equal(stored[file][:rows], own[:rows].to(stored[file].dtype)):
+            raise ContradictionError(
+                f"{resolution.path} was quantised from another language model than {base!r}, whose "
+                f"{own_name(LANGUAGE_MODEL, name)} is another one. Name the right one: --set "
+                "models.language_model_name=NAME."
+            )
+
+
 def _note(prefix: Prefix, name: str, count: int, checked: bool) -> str:
     what = BACKBONES[prefix].what
     how = "their digest is the recorded one" if checked else "no digest was recorded"
@@ -122,10 +146,12 @@ def find_left_out(model: PanoramaVLM) -> LeftOut:
     """Find what a checkpoint of this model can leave to the models that its backbones came from.
 
     These are the frozen tensors of a backbone that equal those of the model of its name; what
-    training has changed, or resized, is not among them.
+    training has changed, or resized, is not among them. The weights that a quantised language model
+    was made from are in no state dict, so that they must be those of the model of its name.
 
     Raises:
-        ConfigError: no backbone is frozen, or a name has no weights to refer to.
+        ConfigError: no backbone is frozen, a name has no weights to refer to, or the language model
+            was quantised from other weights than those of its name.
     """
     models = model.recipe.models
     names: dict[Prefix, str] = {
@@ -143,13 +169,15 @@ def find_left_out(model: PanoramaVLM) -> LeftOut:
             state = READERS[prefix](name).state_dict()
         except PanoVLMError as error:
             raise ConfigError(
-                f"training.save is 'trainable', but {BACKBONES[prefix].what} cannot be left to "
-                f"{name!r}: {error} Set training.save to 'all'."
+                f"{BACKBONES[prefix].what} cannot be left to {name!r}, as is done with frozen "
+                f"weights where training.save is 'trainable': {error} Set training.save to 'all'."
             ) from error
         equal = {n: t for n, t in own.items() if _same(t, state.get(own_name(prefix, n)))}
+        covered |= equal.keys()
+        if prefix == LANGUAGE_MODEL:
+            equal |= _rounded_from(model, name, state)
         if equal:
             found[prefix] = Reference(name=name, digest=digest(prefix, equal))
-            covered |= equal.keys()
     if not found:
         raise ConfigError(
             "training.save is 'trainable', but no frozen tensor of the backbones is the one of the "
@@ -158,8 +186,31 @@ def find_left_out(model: PanoramaVLM) -> LeftOut:
     return LeftOut(found, frozenset(covered))
 
 
+def _rounded_from(model: PanoramaVLM, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a named model that the quantised layers were made from.
+
+    Raises:
+        ConfigError: they were made from others.
+    """
+    layers = {f"{LANGUAGE_MODEL}{n}.weight": la for n, la in quantized(model.language_model)}
+    found = {n: state.get(own_name(LANGUAGE_MODEL, n)) for n in layers}
+    same = {n: t for n, t in found.items() if t is not None and layers[n].is_rounded_from(t)}
+    others = sorted(layers.keys() - same.keys())
+    if others:
+        raise ConfigError(
+            f"the language model was quantised from other weights than those of {name!r} "
+            f"({len(others)} of {len(layers)}, first {others[0]}), so that no checkpoint could "
+            "refer to them. Write them as a model of their own (`panovlm convert CHECKPOINT "
+            "FOLDER --to backbones`) and name that, or set models.language_quantization to none."
+        )
+    return same
+
+
 def put_back(
-    model: PanoramaVLM, state: dict[str, Tensor], recorded: Mapping[Prefix, Reference]
+    model: PanoramaVLM,
+    state: dict[str, Tensor],
+    recorded: Mapping[Prefix, Reference],
+    left_out: LeftOut,
 ) -> None:
     """Complete a checkpoint's tensors with those of a model that starts from the same backbones.
 
@@ -167,14 +218,16 @@ def put_back(
         model: it has the backbones' weights.
         state: tensors of a checkpoint of it, by the model's names; completed in place.
         recorded: what the checkpoint leaves out.
+        left_out: what one of the model as it is now would leave out.
 
     Raises:
         ContradictionError: the model has other values than those that were recorded.
     """
+    own = model.state_dict()
     for prefix, reference in recorded.items():
-        own = model.state_dict()
         absent = {n: t for n, t in own.items() if n.startswith(prefix) and n not in state}
-        if digest(prefix, absent) != reference.digest:
+        now = left_out.references.get(prefix)
+        if now is None or now.digest != reference.digest or not left_out.names >= absent.keys():
             raise ContradictionError(
                 f"the checkpoint leaves {BACKBONES[prefix].what} to {reference.name!r}, whose "
                 "weights were others when it was written; put that model back."

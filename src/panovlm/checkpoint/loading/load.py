@@ -30,6 +30,7 @@ from panovlm.errors import CheckpointError, ContradictionError, PanoVLMError
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.backbone import language_config
 from panovlm.models.language.lora import adapter_effect
+from panovlm.models.language.quantized import require_library
 from panovlm.models.model import PanoramaVLM
 from panovlm.models.vision.pretrained import tower_config, tower_processor
 
@@ -65,8 +66,13 @@ def load_checkpoint(
     return model
 
 
-def assemble(resolution: Resolution) -> PanoramaVLM:
+def assemble(resolution: Resolution, *, full: bool = False) -> PanoramaVLM:
     """Build the model of a resolved checkpoint, prove it, and give it its weights and tokenizer.
+
+    Args:
+        resolution: the checkpoint.
+        full: leave the language model in full precision, whatever the recipe says: to write its
+            weights, or to try other settings.
 
     Returns:
         The model in evaluation mode, on the CPU, its weights in the types of the file.
@@ -74,18 +80,24 @@ def assemble(resolution: Resolution) -> PanoramaVLM:
     model = build_empty(complete(resolution))
     proof = prove_model(resolution, model)
     proof.raise_failure(resolution.path)
-    fill(resolution, model, proof)
+    fill(resolution, model, proof, full=full)
     return model.eval()
 
 
-def fill(resolution: Resolution, model: PanoramaVLM, proof: Proof) -> None:
+def fill(resolution: Resolution, model: PanoramaVLM, proof: Proof, *, full: bool = False) -> None:
     """Give a proven model its weights, its tokenizer (if one can be had) and its resolution.
 
     Raises:
         CheckpointError: the weights are not complete, adapters are damaged, or the tokenizer is.
         ContradictionError: the weights contradict each other or what was recorded of them.
+        MissingDependencyError: the language model is quantised, and bitsandbytes is missing.
     """
+    quantization = resolution.config.models.language_quantization
+    if quantization != "none" and not full:
+        require_library(quantization)
     bind(resolution, model, borrow(resolution, proof))
+    if not full:
+        model.quantize()
     check_adapters(resolution, model)
     model.resolution = resolution
     model.unsettled = tuple(resolution.assumed)

@@ -8,7 +8,7 @@ needed here; :mod:`panovlm.checkpoint.loading.borrow` fetches the weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from panovlm.checkpoint.documents.metadata import (
@@ -20,12 +20,14 @@ from panovlm.checkpoint.documents.metadata import (
     parse,
     read_json,
 )
+from panovlm.checkpoint.documents.recipe_record import RecipeRecord
 from panovlm.checkpoint.find.locate import Location
 from panovlm.checkpoint.formats import Header
 from panovlm.checkpoint.resolution import Borrowed
-from panovlm.checkpoint.settle.infer import Inferred
+from panovlm.checkpoint.settle.infer import Inferred, is_token_table
 from panovlm.checkpoint.settle.settling import Settling, kind_of
 from panovlm.errors import CheckpointError
+from panovlm.models.language.adapters import ADAPTER_PARTS, strip_lora_name
 
 
 class Backbone(NamedTuple):
@@ -81,6 +83,33 @@ def _documents(location: Location, header: Header) -> Iterator[tuple[Mapping[str
         yield inside, f"the metadata inside {header.path}"
 
 
+def quantized_from(
+    record: RecipeRecord | None, shapes: Mapping[str, Sequence[int]]
+) -> dict[Prefix, Reference]:
+    """Return where the weights are that a state dict of a quantised model does not have.
+
+    It has the other frozen tensors, and a recipe that names the model; no document comes with it.
+
+    Args:
+        record: the recipe among the weights.
+        shapes: every tensor by its name today.
+    """
+    if record is None or record.recipe.models.language_quantization == "none":
+        return {}
+    prefix: Prefix = "language_model."
+    mine = {n.removeprefix(prefix): s for n, s in shapes.items() if n.startswith(prefix)}
+    linears = (
+        name
+        for name, shape in mine.items()
+        if len(shape) == 2
+        and not is_token_table(name)
+        and strip_lora_name(name).part not in ADAPTER_PARTS
+    )
+    if any(linears):
+        return {}
+    return {prefix: Reference(name=record.recipe.models.language_model_name, digest="")}
+
+
 def borrowed(
     settling: Settling, recorded: Mapping[Prefix, Reference], *, is_split: bool, path: str
 ) -> dict[Prefix, Borrowed]:
@@ -98,7 +127,9 @@ def borrowed(
         name = str(settling.values[backbone.name])
         claim = settling.claim(backbone.name)
         if prefix in recorded:
-            found[prefix] = Borrowed(name, recorded[prefix].digest, "recorded in the metadata")
+            digest = recorded[prefix].digest
+            why = "recorded in the metadata" if digest else "its Linear layers were quantised"
+            found[prefix] = Borrowed(name, digest, why)
         elif backbone.config in settling.inferred.absent:
             why = _why(settling.inferred, backbone, is_split=is_split)
             if claim is not None and kind_of(claim) == "override":

@@ -116,8 +116,10 @@ def _heads(section: str, config: Mapping[str, Any]) -> Iterator[Candidate]:
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if not isinstance(heads, int) or not isinstance(width, int):
         return
-    groups, head_dim = config.get("num_key_value_heads"), config.get("head_dim")
-    if isinstance(groups, int) and isinstance(head_dim, int):
+    groups = config.get("num_key_value_heads")
+    if isinstance(groups, int):
+        stated = config.get("head_dim")  # some families leave it out where it follows
+        head_dim = stated if isinstance(stated, int) else width // heads
         rows, key_rows = heads * head_dim, groups * head_dim
         for size in _divisors(key_rows):
             if size % 2:  # rotary positions turn pairs of channels

@@ -24,7 +24,9 @@ from panovlm.checkpoint.probe.record import Inputs, Measured, Part, Probe, Sketc
 from panovlm.config.schema import ImageProcessing, Recipe
 from panovlm.models.attention import exact_attention
 from panovlm.models.language.chat import ChatFormat
+from panovlm.models.language.quantized import quantized
 from panovlm.models.model import PanoramaVLM
+from panovlm.models.samples import samples
 from panovlm.models.vision.loop import LoopPlaces
 from panovlm.panorama.pipeline import ViewPipeline
 from panovlm.panorama.views import views_of
@@ -36,8 +38,6 @@ VISION_TOKENS = 8
 QUESTION = "What is behind you?"
 FAINT = 1e-3
 """Size of what norms are probed with: its variance is about the eps of usual norms."""
-SAMPLES = 4
-"""Values kept of every weight."""
 LOOP = 3
 """Views of a resampler in which views see each other."""
 
@@ -143,12 +143,6 @@ def precisions(model: nn.Module) -> dict[Part, str]:
     return {part: _precision(getattr(model, name)) for part, name in COMPONENTS.items()}
 
 
-def samples(tensor: Tensor) -> Tensor:
-    """Return a few values of a tensor, first and last among them."""
-    flat = tensor.detach().reshape(-1)
-    return flat[[(flat.numel() - 1) * index // (SAMPLES - 1) for index in range(SAMPLES)]]
-
-
 def is_sharded(model: nn.Module) -> bool:
     """Tell whether a model's weights are spread over several processes."""
     wrappers = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
@@ -252,9 +246,9 @@ def _norms(component: nn.Module) -> list[patterns.Array]:
     """
     sizes: list[float] = []
     for module in component.modules():
-        weight = getattr(module, "weight", None)
         normalises = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
-        if normalises and isinstance(weight, Tensor) and weight.ndim == 1:
+        weight = getattr(module, "weight", None) if normalises else None
+        if isinstance(weight, Tensor) and weight.ndim == 1:
             faint = torch.from_numpy(patterns.noise(1, weight.shape[0]) * FAINT)
             faint = faint.to(weight.device, weight.dtype)
             # Some LayerNorms turn pictures round first; what they do to one place is the same.
@@ -291,10 +285,15 @@ def _frequencies(component: nn.Module) -> list[patterns.Array]:
 
 
 def _samples(component: nn.Module) -> patterns.Array:
-    """Return a few values of every weight, by name; a tied one counts under each of its names."""
-    state = sorted(component.state_dict().items())
-    floating = [samples(tensor).float() for _, tensor in state if tensor.is_floating_point()]
-    return _numbers(torch.cat(floating)) if floating else np.zeros(0)
+    """Return a few values of every weight, by name; a tied one counts under each of its names.
+
+    Of a quantised weight, values from before: weights are those of then whatever is made of them.
+    """
+    state = component.state_dict()
+    found = {name: samples(tensor) for name, tensor in state.items() if tensor.is_floating_point()}
+    found |= {f"{name}.weight": layer.samples for name, layer in quantized(component)}
+    values = [found[name].float().cpu() for name in sorted(found)]
+    return _numbers(torch.cat(values)) if values else np.zeros(0)
 
 
 def _precision(component: nn.Module) -> str:

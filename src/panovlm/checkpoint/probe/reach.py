@@ -18,6 +18,7 @@ REACH: tuple[tuple[str, tuple[Part, ...]], ...] = (
     ("models.use_vicreg_norm", ("tower",)),
     ("models.language_model_name", ("language", "prompt")),
     ("models.language_config", ("language",)),
+    ("models.language_quantization", ("language",)),
     ("models.vision_token_fallback", ("language",)),
     ("models.fusion_text_limit", ("language",)),
     ("models.vision_rope", ("language",)),

@@ -16,7 +16,6 @@ from panovlm.checkpoint.fields import flatten, flatten_mapping
 from panovlm.checkpoint.loading.load import assemble
 from panovlm.checkpoint.names.averages import Weights
 from panovlm.checkpoint.probe.candidates import Candidate, candidates, value_of
-from panovlm.checkpoint.probe.check import compare_part
 from panovlm.checkpoint.probe.compare import Difference
 from panovlm.checkpoint.probe.reach import parts_reached
 from panovlm.checkpoint.probe.record import PARTS, Part, find_probe
@@ -147,7 +146,7 @@ def solve(
             "those that you know with `panovlm add-metadata --checkpoint "
             f"{resolution.path} --set FIELD=VALUE`."
         )
-    search = _Search(Trial(assemble(resolution), found.probe), resolution, rivals)
+    search = _Search(Trial(assemble(resolution, full=True), found.probe), resolution, rivals)
     parts = [search.solve(part) for part in ORDER]
     return Solutions(resolution, found.origin, parts, overrides or {}, prefer)
 
@@ -165,7 +164,7 @@ class _Search:
         """Find out about one part."""
         trial = self.trial
         trial.tried = 0
-        compared = compare_part(trial.model, part, trial.probe, trial.stored)
+        compared = trial.compare(part, {})
         if compared.skipped:
             return Solution(part, "not compared", detail=compared.skipped)
         before = trial.differences(part, self.fixed)

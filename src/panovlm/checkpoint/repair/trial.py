@@ -11,12 +11,12 @@ from torch import nn
 
 from panovlm.checkpoint.fields import flatten, nest
 from panovlm.checkpoint.probe.candidates import LANGUAGE, TOWER
-from panovlm.checkpoint.probe.check import compare_part
+from panovlm.checkpoint.probe.check import Comparison, compare_part
 from panovlm.checkpoint.probe.compare import Difference
 from panovlm.checkpoint.probe.measure import COMPONENTS, precisions
 from panovlm.checkpoint.probe.record import Part, Probe
 from panovlm.config.schema import Recipe
-from panovlm.errors import PanoVLMError
+from panovlm.errors import ConfigError, PanoVLMError
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.lora import attach_lora
@@ -34,7 +34,7 @@ class Trial:
     """A model that can be compared with its probe under other settings.
 
     Args:
-        model: the loaded model.
+        model: the loaded model, its language model in full precision.
         probe: what its parts computed when it was saved.
 
     Attributes:
@@ -56,11 +56,19 @@ class Trial:
         """
         self.tried += 1
         try:
-            recipe = self._recipe(changes)
-            model = self._variant(part, recipe) if part in COMPONENTS else self.model
-            return compare_part(model, part, self.probe, self.stored, recipe=recipe).differences
+            return self.compare(part, changes).differences
         except PanoVLMError:
             return None
+
+    def compare(self, part: Part, changes: Changes) -> Comparison:
+        """Compare a part under changed settings.
+
+        Raises:
+            PanoVLMError: no model can be built with them.
+        """
+        recipe = self._recipe(changes)
+        model = self._variant(part, recipe) if part in COMPONENTS else self.model
+        return compare_part(model, part, self.probe, self.stored, recipe=recipe)
 
     def _recipe(self, changes: Changes) -> Recipe:
         """Return the recipe with changed fields, those of backbones included."""
@@ -78,10 +86,15 @@ class Trial:
         name, variant = COMPONENTS[part], copy.copy(self.model)
         with init_empty_weights(include_buffers=False):
             built = _build(part, recipe, self.model)
-        built.load_state_dict(getattr(self.model, name).state_dict(), assign=True)
+        state = getattr(self.model, name).state_dict()
+        if any(state[n].shape != tensor.shape for n, tensor in built.state_dict().items()):
+            raise ConfigError(f"{COMPONENTS[part]}: the settings do not fit the weights.")
+        built.load_state_dict(state, assign=True)
         # The shallow copy shares its table of modules with the model.
         variant.__dict__["_modules"] = {**self.model.__dict__["_modules"], name: built.eval()}
         variant.recipe = recipe
+        if part == "language":
+            variant.quantize()
         return variant
 
 

@@ -22,7 +22,12 @@ from panovlm.checkpoint.documents.document import document
 from panovlm.checkpoint.documents.metadata import CheckpointMetadata, Conversion, fingerprint
 from panovlm.checkpoint.documents.tokenizer_digests import tokenizer_digests
 from panovlm.checkpoint.find.locate import own_sidecar
-from panovlm.checkpoint.loading.load import compare_probe, load_checkpoint, tied_names
+from panovlm.checkpoint.loading.load import (
+    assemble,
+    compare_probe,
+    load_checkpoint,
+    tied_names,
+)
 from panovlm.checkpoint.names.averages import Weights
 from panovlm.checkpoint.probe.measure import precisions, take_probe
 from panovlm.checkpoint.probe.record import find_probe
@@ -32,6 +37,7 @@ from panovlm.checkpoint.saving.weight_files import Stored
 from panovlm.checkpoint.settle.settling import Prefer
 from panovlm.errors import CheckpointError, ConfigError, PanoVLMError
 from panovlm.models.language.adapters import strip_lora_name
+from panovlm.models.language.quantized import quantized
 from panovlm.models.model import PanoramaVLM
 
 Target = Literal["safetensors", "sharded", "huggingface", "lightning"]
@@ -79,7 +85,8 @@ def convert(
         source: checkpoint file or folder.
         target: file (``safetensors``: ``.safetensors``, ``lightning``: ``.ckpt``) or folder.
         to: the format. A ``huggingface`` folder is read by ``from_pretrained`` as well.
-        merge_lora: add the adapters into the weights, computed in float32.
+        merge_lora: add the adapters into the weights, computed in float32. Those of a quantised
+            language model are then what it computes with, and the result is not quantised.
         dtype: floating-point type of the weights; unset: each as it is.
         max_shard_size: bytes of one shard, for the two folders.
         overwrite: replace what is there.
@@ -102,12 +109,15 @@ def convert(
         overrides=overrides,
         weights=weights,
     )
+    loaded = model
+    if model.is_quantized and not merge_lora:
+        model = _in_full(model, dtype)
     stored = _stored(model, merge=merge_lora, dtype=dtype)
     if to == "huggingface":
         _require_one_type(model, stored)
     if to != "lightning":
         stored = _without_tied(model, stored)
-    known = _document(model, stored, merge=merge_lora, dtype=dtype)
+    known = _document(model, stored, loaded, merge=merge_lora, dtype=dtype)
     export = Export(model, stored, known)
     if to in SUFFIX:
         with atomic_write(target) as file, _judging(Path(file.name), target):
@@ -139,10 +149,30 @@ def _check_target(target: Path, to: Target, *, overwrite: bool) -> None:
         )
 
 
+def _in_full(model: PanoramaVLM, dtype: torch.dtype | None) -> PanoramaVLM:
+    """Return the same model with the weights that its language model was quantised from.
+
+    Raises:
+        ConfigError: they shall be rounded to another type, of which other bits would be made.
+    """
+    if dtype is not None:
+        kind = model.recipe.models.language_quantization
+        raise ConfigError(
+            f"the language model is quantised ({kind}), and weights of another type would be "
+            "quantised to other values. Leave out --dtype, or add the adapters into the weights "
+            "with --merge-lora, after which it is not quantised."
+        )
+    assert model.resolution is not None
+    return assemble(model.resolution, full=True)
+
+
 def _stored(model: PanoramaVLM, *, merge: bool, dtype: torch.dtype | None) -> dict[str, Stored]:
     """Return every tensor of the state dict with the type that it is to be stored in."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     types = {name: tensor.dtype for name, tensor in _state(model).items()}
+    rounded = {f"{LANGUAGE}{n}.weight": la.stored for n, la in quantized(model.language_model)}
+    types |= rounded
+    parameters |= rounded.keys()
     if merge:
         types |= {_plain_name(name): kind for name, kind in types.items()}
         _merge(model)
@@ -200,11 +230,12 @@ def _require_one_type(model: PanoramaVLM, weights: Mapping[str, Stored]) -> None
 def _document(
     model: PanoramaVLM,
     weights: Mapping[str, Stored],
+    loaded: PanoramaVLM,
     *,
     merge: bool,
     dtype: torch.dtype | None,
 ) -> CheckpointMetadata:
-    """Return the document of the result."""
+    """Return the document of the result; ``loaded`` is the model as it computes."""
     assert model.resolution is not None
     before = document(model.resolution)
     files = carried_files(model)
@@ -223,7 +254,7 @@ def _document(
             "recipe": model.config.typed_recipe().model_dump(mode="json"),
             "tokenizer": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
             "conversions": (*before.conversions, done) if changed else before.conversions,
-            "probe": _probed(model, before, done.dtype),
+            "probe": _probed(loaded, before, done.dtype),
         }
     )
 
@@ -263,15 +294,17 @@ def _prove(path: Path, export: Export) -> None:
     Raises:
         CheckpointError: it does not load, or something differs.
     """
-    again = load_checkpoint(path, device=torch.device("cpu"), probe=False)
+    resolution = resolve(path)
+    resolution.raise_conflicts()
+    again = assemble(resolution, full=True)
     state = _state(again)
     for name, stored in export.weights.items():
         _require(equal_tensors(state.get(name), stored.value()), f"tensor {name}")
     _require(state.keys() == _state(export.model).keys(), "the names of the tensors")
     _require(again.recipe == export.model.recipe, "the settings")
-    _require(tokenizer_digests(resolve(path)) == export.document.tokenizer, "the tokenizer")
-    assert again.resolution is not None
-    compare_probe(again.resolution, again, precisions(again))
+    _require(tokenizer_digests(resolution) == export.document.tokenizer, "the tokenizer")
+    again.quantize()
+    compare_probe(resolution, again, precisions(again))
 
 
 def equal_tensors(read: Tensor | None, meant: Tensor | None) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from panovlm.atomic import atomic_folder, write_bytes
-from panovlm.checkpoint.loading.load import load_checkpoint
+from panovlm.checkpoint.loading.load import assemble, convert, load_checkpoint
 from panovlm.checkpoint.saving.convert import equal_tensors
 from panovlm.checkpoint.saving.export import carried_files
 from panovlm.errors import CheckpointError, ConfigError
@@ -26,7 +26,8 @@ def extract_backbones(
     """Write the vision tower and the language model into ``target/vision`` and ``target/language``.
 
     Both are folders as transformers writes them, the language model's with the tokenizer, and can
-    be named by ``models.vision_name`` and ``models.language_model_name``.
+    be named by ``models.vision_name`` and ``models.language_model_name``. A quantised language
+    model is written in full precision; with its adapters merged, as what it computes with.
 
     Args:
         source: checkpoint file or folder.
@@ -52,7 +53,13 @@ def extract_backbones(
             else "the checkpoint has no adapters to merge; leave out --merge-lora."
         )
     if adapted:
+        quantised = model.is_quantized
         model.merge_adapters()
+        if quantised:  # what computes the same is in float32
+            convert(model.language_model, cast("Any", model.get_input_embeddings()).weight.dtype)
+    elif model.is_quantized:
+        assert model.resolution is not None
+        model = assemble(model.resolution, full=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as folder:
         tower = cast("PreTrainedModel", model.vision_backbone.encoder)

@@ -26,7 +26,7 @@ from panovlm.checkpoint.documents.metadata import (
 from panovlm.checkpoint.find.locate import SIDECAR, TOKENIZER, own_sidecar
 from panovlm.checkpoint.find.tree import checkpoints_in
 from panovlm.checkpoint.formats.header import RECORD
-from panovlm.checkpoint.loading.borrow import NOTHING, LeftOut
+from panovlm.checkpoint.loading.borrow import NOTHING, LeftOut, find_left_out
 from panovlm.checkpoint.names.keymap import EARLIER
 from panovlm.checkpoint.probe.measure import take_probe
 from panovlm.checkpoint.probe.record import ENTRY as PROBE
@@ -127,15 +127,23 @@ def save_checkpoint(model: PanoramaVLM, path: Path, *, stage: str = "") -> None:
     The document is the folder's, or the file's own where the folder holds checkpoints of other
     models. Whenever the process is killed, there is the old checkpoint or the new one.
 
+    Of a quantised language model the weights in full precision are not in memory: the file refers
+    to the model of its name for them, and for what else is frozen and still as it is there.
+
     Args:
         model: what to write.
         path: the file; its folder must exist.
         stage: name of the training stage, for the record.
+
+    Raises:
+        ConfigError: the language model was quantised from other weights than those of its name.
     """
-    metadata = with_probe(model, describe_model(model, stage=stage))
+    left_out = find_left_out(model) if model.is_quantized else NOTHING
+    metadata = with_probe(model, describe_model(model, stage=stage, left_out=left_out))
     state: Mapping[str, Tensor] = model.state_dict()
+    kept = {name: tensor for name, tensor in state.items() if name not in left_out.names}
     contents = {
-        "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
+        "state_dict": {f"model.{name}": tensor for name, tensor in kept.items()},
         **embedded_entries(model, metadata),
     }
     beside = _place_of(path, metadata)

@@ -27,11 +27,14 @@ def language_config(source: str | Mapping[str, Any]) -> PreTrainedConfig:
         source: folder, hub id, or the configuration as a mapping with its ``model_type``.
 
     Raises:
-        ConfigError: it cannot be read, or its ``model_type`` is unknown.
+        ConfigError: it cannot be read, its ``model_type`` is unknown, or the weights that belong to
+            it are stored quantised.
     """
     if isinstance(source, str):
         with reading("language model configuration", source, _OPTION) as place:
-            return AutoConfig.from_pretrained(place, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        _refuse_quantized(config, source)
+        return config
     try:
         return AutoConfig.for_model(**source)
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
@@ -39,6 +42,30 @@ def language_config(source: str | Mapping[str, Any]) -> PreTrainedConfig:
             "models.language_config needs a 'model_type' such as 'qwen2' and fields of that "
             f"family; transformers said: {brief(error)}"
         ) from error
+
+
+def _refuse_quantized(config: PreTrainedConfig, name: str) -> None:
+    """Refuse a model of which there are rounded weights only.
+
+    transformers would load it with layers of its own, and nothing would tell that it is quantised.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    told = getattr(config, "quantization_config", None)
+    if told is None:
+        return
+    stated = dict(told if isinstance(told, Mapping) else told.to_dict())
+    method = stated.get("quant_method")
+    again = ""
+    if method == "bitsandbytes":
+        kind = "int8" if stated.get("load_in_8bit") else stated.get("bnb_4bit_quant_type", "fp4")
+        again = f" --set models.language_quantization={kind} (quantised when it is loaded)"
+    raise ConfigError(
+        f"the weights of the language model {name!r} are stored quantised "
+        f"({method or 'its config.json says'}), which is not read. Name the model in full "
+        f"precision that it was made from: --set {_OPTION}=NAME{again}."
+    )
 
 
 def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -68,6 +95,7 @@ def load_language_model(name_or_path: str) -> PreTrainedModel:
         ConfigError: it is missing or cannot be read.
         CheckpointError: its weights are not exactly those of its configuration.
     """
+    language_config(name_or_path)  # which refuses what is stored quantised
     with reading("language model", name_or_path, _OPTION) as source:
         model, info = cast(
             "tuple[PreTrainedModel, dict[str, Any]]",

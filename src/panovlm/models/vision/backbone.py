@@ -186,6 +186,14 @@ class VisionBackbone(nn.Module):
                 fits = size[0] % self._patch[0] == 0 and size[1] % self._patch[1] == 0
             case _:
                 fits = True
+        if not fits and self._reads_patches:
+            whole = [max(count, 1) for count in _grid(size, self._patch)]
+            sides = [whole[0] * self._patch[0], whole[1] * self._patch[1]]
+            raise ConfigError(
+                f"the vision tower ({self.config.model_type}) reads views of any height and width "
+                f"in whole patches of {self._patch[0]} pixels, but these have {size[0]}×{size[1]}. "
+                f"Set image_processing.image_size to multiples, such as {sides}."
+            )
         if not fits:
             own = self.image_size
             raise ConfigError(
