@@ -64,6 +64,8 @@ def written(own, batch, tmp_path_factory):
     [
         ("ddp.ckpt", "ddp", "torch"),
         ("fsdp", "fsdp", "dcp"),
+        ("fsdp1", "fsdp1", "dcp"),
+        ("fsdp1.ckpt", "fsdp1_full", "torch"),
         ("run", "lightning", "dcp"),
         ("run/last.ckpt", "lightning", "dcp"),
     ],

@@ -1,4 +1,4 @@
-"""Trains a model for a step on two processes, in the three ways that leave different files.
+"""Trains a model for a step on two processes, in the ways that leave different files.
 
 Run as ``python two_processes.py FOLDER``. In the folder stand ``base.ckpt``, what is to be trained,
 and ``batch.pt``, the arguments of its forward pass. Each way leaves a checkpoint there, and
@@ -26,7 +26,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
 )
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -89,6 +90,38 @@ def fsdp(folder: Path, rank: int, batch: dict[str, Tensor]) -> None:
     keep(folder, "fsdp", rank, model, batch)
 
 
+def in_fsdp1(model: PanoramaVLM, **options: Any) -> nn.Module:
+    """Put a model into torch's first FSDP, which takes a processor only where it is told to."""
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **options)
+
+
+def fsdp1(folder: Path, rank: int, batch: dict[str, Tensor]) -> None:
+    """Leave the shards of several units, with the optimizer's."""
+    model = load(folder).train()
+    extra = entries(model)
+    blocks = {type(model.language_model.model.layers[0]), type(model.vision_backbone)}
+    model = in_fsdp1(model, auto_wrap_policy=ModuleWrapPolicy(blocks), use_orig_params=True)
+    optimizer = step(model, batch, rank)
+    with FullyShardedDataParallel.state_dict_type(model, StateDictType.SHARDED_STATE_DICT):
+        state = FullyShardedDataParallel.optim_state_dict(model, optimizer)
+        saved = {"model": model.state_dict(), "optimizer": state, "epoch": 1, **extra}
+        dcp.save(saved, checkpoint_id=folder / "fsdp1")
+    keep(folder, "fsdp1", rank, model, batch)
+
+
+def fsdp1_full(folder: Path, rank: int, batch: dict[str, Tensor]) -> None:
+    """Leave one whole file of a model whose parameters are one flat one, as is FSDP's default."""
+    model = load(folder).train()
+    extra = entries(model)
+    model = in_fsdp1(model)
+    step(model, batch, rank)
+    with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT):
+        weights = model.state_dict()
+    if rank == 0:
+        torch.save({"state_dict": weights, "epoch": 1, **extra}, folder / "fsdp1.ckpt")
+    keep(folder, "fsdp1_full", rank, model, batch)
+
+
 class Module(lightning.LightningModule):
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -146,7 +179,7 @@ def run(rank: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
     )
     batch = torch.load(folder / "batch.pt", weights_only=True)
-    for way in (ddp, fsdp, with_lightning):
+    for way in (ddp, fsdp, fsdp1, fsdp1_full, with_lightning):
         way(folder, rank, batch)
     dist.destroy_process_group()
 

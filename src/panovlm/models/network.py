@@ -134,7 +134,7 @@ class PanoramaNetwork(SelfDescribingModel):
             ``[B·V, S, Dv]``.
         """
         pixels = as_views(pixel_values).flatten(0, 1)
-        return self.vision_backbone(pixels.to(_dtype(self.vision_backbone)))
+        return self.vision_backbone(_in_dtype_of(self.vision_backbone, pixels))
 
     def seen(self, views: Views) -> SeenViews:
         """Return what the tower makes of views, unless that is what is given."""
@@ -313,12 +313,11 @@ class PanoramaNetwork(SelfDescribingModel):
         return inputs
 
 
-def _in_dtype_of(module: nn.Module, tokens: Tensor) -> Tensor:
-    """Return tokens in the type of a component's weights, as they are where it has none."""
-    has_weights = any(p.is_floating_point() for p in module.parameters())
-    return tokens.to(_dtype(module)) if has_weights else tokens
+def _in_dtype_of(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return a component's inputs in the type of its weights; these may differ between components.
 
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    """Return the type of a component's weights (components may be stored in different ones)."""
-    return next(p.dtype for p in module.parameters() if p.is_floating_point())
+    They stay as they are where it has no weights, or where FSDP keeps them in one flat parameter of
+    a module further out.
+    """
+    types = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return inputs.to(next(types, inputs.dtype))
