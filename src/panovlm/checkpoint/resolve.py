@@ -107,12 +107,18 @@ def resolve(
         header = replace(header, tensors={**header.tensors, **part.tensors})
         shapes = {name: info.shape for name, info in header.tensors.items()}
         keys = map_keys(
-            shapes, weights=weights, averaged=header.averaged, joined=part.places, file=file
+            shapes,
+            weights=weights,
+            averaged=header.averaged,
+            joined=part.places,
+            replacing=part.trained,
+            file=file,
         )
     shapes = keys.shapes({name: info.shape for name, info in header.tensors.items()})
     recorded = document.references if document is not None else quantized_from(record, shapes)
     elsewhere = {ELSEWHERE[prefix].config for prefix in recorded}
-    inferred = _inferred(shapes, elsewhere, file)
+    brought = {n for n, stored in keys.files.items() if part and stored in part.trained}
+    inferred = _inferred(shapes, elsewhere, brought, file)
     believed = preferred(prefer, FINGERPRINT) != "weights"
     documents = DocumentReader(
         location,
@@ -199,14 +205,16 @@ def _read(location: Location, weights: Weights | None) -> Header:
         ) from error
 
 
-def _inferred(shapes: Shapes, elsewhere: Collection[str], file: str) -> Inferred:
+def _inferred(
+    shapes: Shapes, elsewhere: Collection[str], brought: Collection[str], file: str
+) -> Inferred:
     """Read off the shapes what they tell; what is wrong with them is wrong with a file.
 
     Raises:
         CheckpointError: as :func:`infer`, the file named.
     """
     try:
-        return infer(shapes, elsewhere)
+        return infer(shapes, elsewhere, brought)
     except CheckpointError as error:
         raise type(error)(f"{file}: {error}") from error
 

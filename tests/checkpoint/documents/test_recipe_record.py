@@ -107,6 +107,17 @@ def test_adapters_in_a_passing_state_are_not_saved(own, tmp_path):
             save()
     assert not (tmp_path / "best.ckpt").exists()
     inner.unmerge_adapter()
+    inner.disable_adapter_layers()
+    for save in (model.state_dict, lambda: save_checkpoint(model, tmp_path / "best.ckpt")):
+        with pytest.raises(ConfigError, match=r"q_proj, none are in use .* enable_adapter_layers"):
+            save()
+    inner.enable_adapter_layers()
+    inner.add_adapter("other", inner.peft_config["default"])
+    inner.set_adapter("other")
+    with pytest.raises(ConfigError, match=r"\['other'\] are in use"):
+        model.state_dict()
+    inner.set_adapter("default")
+    inner.delete_adapter("other")
     model.state_dict()
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for layer in layers:

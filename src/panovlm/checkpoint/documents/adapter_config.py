@@ -16,14 +16,6 @@ from panovlm.errors import CheckpointError
 PEFT_DEFAULTS: Mapping[str, Any] = {"lora_alpha": 8, "lora_dropout": 0.0}
 """What PEFT takes for a field that its file does not have; rank and targets show in the weights."""
 
-_PLAIN: Mapping[str, Any] = {
-    "bias": "none",
-    "lora_bias": False,
-    "fan_in_fan_out": False,
-    "alpha_pattern": {},
-    "rank_pattern": {},
-}
-"""Fields with the one value under which adapters are LoRA or DoRA as they are read here."""
 _FIELDS = {
     "r": "rank",
     "lora_alpha": "alpha",
@@ -31,6 +23,19 @@ _FIELDS = {
     "use_dora": "use_dora",
     "target_modules": "target_modules",
 }
+_NO_BEARING = frozenset(
+    {
+        *("peft_type", "task_type", "auto_mapping", "peft_version", "inference_mode", "revision"),
+        *("base_model_name_or_path", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("modules_to_save", "ensure_weight_tying", "use_rslora", "init_lora_weights"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config"),
+        *("megatron_config", "megatron_core", "qalora_group_size", "runtime_config"),
+        "unsloth_fixed",
+    }
+)
+"""Fields that are read elsewhere, show in the weights, or tell how adapters were trained."""
+_BASE_CHANGED = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Beginnings that take something away from the weights they adapt, which PEFT does not save."""
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -44,7 +49,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         return {}
     raw = parse_object(path.read_bytes(), str(path))
     kind = str(raw.get("peft_type", "LORA"))
-    odd = [f"{k}={raw[k]!r}" for k, plain in _PLAIN.items() if raw.get(k) and raw[k] != plain]
+    # What a field of a later version does is not known, so that only those with a value count.
+    plain = {"bias": "none"}
+    known = {*_FIELDS, *_NO_BEARING}
+    odd = [f"{k}={v!r}" for k, v in raw.items() if v and k not in known and v != plain.get(k)]
     if kind.upper() != "LORA" or odd:
         raise CheckpointError(
             f"{path} describes adapters that are not read here "
@@ -85,6 +93,32 @@ def assumed_alpha(layout: Layout, rank: int) -> float:
         return float(ORIGINAL_DEFAULTS["lora.alpha"])
     usual = LoRASettings()
     return float(usual.alpha / usual.rank * rank)
+
+
+def require_base_as_named(raw: Mapping[str, Any], path: Path) -> None:
+    """Refuse adapters that were made for other weights than those of the model that they name.
+
+    Args:
+        raw: their ``adapter_config.json``.
+        path: its folder.
+
+    Raises:
+        CheckpointError: they took something away from these weights when they were begun.
+    """
+    began = str(raw.get("init_lora_weights") or "")
+    if began.lower().startswith(_BASE_CHANGED):
+        raise CheckpointError(
+            f"{path / ADAPTER_CONFIG}: init_lora_weights={began!r} changed the weights under the "
+            "adapters, and the changed ones are not saved with them. Save the adapters as ordinary "
+            "ones (PEFT's path_initial_model_for_weight_conversion), or merge them with "
+            "merge_and_unload and save the checkpoint anew."
+        )
+
+
+def trained_modules(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of whole modules that were trained with the adapters."""
+    named = raw.get("modules_to_save") or ()
+    return (named,) if isinstance(named, str) else tuple(map(str, named))
 
 
 def base_model(raw: Mapping[str, Any]) -> str:

@@ -8,8 +8,9 @@ never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from panovlm.checkpoint.documents.adapter_config import (
@@ -17,6 +18,8 @@ from panovlm.checkpoint.documents.adapter_config import (
     base_model,
     lora_fields,
     read_adapter_config,
+    require_base_as_named,
+    trained_modules,
 )
 from panovlm.checkpoint.find.locate import ADAPTER_FILES, Location
 from panovlm.checkpoint.formats import TensorInfo, load_tensors, read_header
@@ -38,12 +41,15 @@ class Part:
         names: name under which a tensor joins the checkpoint → name in its file.
         places: name under which it joins → the model's name.
         tensors: shapes and types by the joining name.
+        trained: joining names of whole modules that were trained with the adapters, in the place of
+            those of the model.
     """
 
     path: Path
     names: Mapping[str, str]
     places: Mapping[str, str]
     tensors: Mapping[str, TensorInfo]
+    trained: frozenset[str]
 
 
 def find_adapters(
@@ -77,8 +83,10 @@ def find_adapters(
     if folder is None or stated is False:
         if marked:
             raise CheckpointError(_lost(file))
-        return None, []
+        return None, [f"{folder.name}/ is not used: there shall be no adapters"] if folder else []
     part = read_adapters(folder)
+    if not marked:
+        require_base_as_named(read_adapter_config(folder), folder)
     if stated or marked or not any(not is_token_table(name.name) for name in stripped):
         return part, [f"adapters from {part.path}"]
     from panovlm.checkpoint.find.evidence import Verdict, compare
@@ -124,7 +132,7 @@ def read_adapters(folder: Path) -> Part:
             f"{folder} holds no adapters (looked for {', '.join(ADAPTER_FILES)}). Copy them there, "
             "or say that the checkpoint has none with --set lora.use_lora=false."
         )
-    read_adapter_config(folder)
+    modules = trained_modules(read_adapter_config(folder))
     tensors = read_header(path).tensors
     joined = {f"{folder.name}/{path.name}:{name}": name for name in tensors}
     return Part(
@@ -132,7 +140,18 @@ def read_adapters(folder: Path) -> Part:
         names=joined,
         places={name: LANGUAGE_MODEL + stored for name, stored in joined.items()},
         tensors={name: tensors[stored] for name, stored in joined.items()},
+        trained=frozenset(n for n, stored in joined.items() if _is_of(stored, modules)),
     )
+
+
+def _is_of(stored: str, modules: Collection[str]) -> bool:
+    """Tell whether a tensor is of one of the modules, which PEFT finds by the end of their names.
+
+    Adapters are not: a module has them, or was trained as a whole.
+    """
+    name = strip_lora_name(stored)
+    above = list(accumulate(name.module.split("."), "{}.{}".format))
+    return name.part == "plain" and any(m.endswith(end) for m in above for end in modules)
 
 
 def _lost(path: Path) -> str:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from panovlm.checkpoint.documents.adapter_config import read_adapter_config
 from panovlm.checkpoint.documents.metadata import Prefix, Reference
 from panovlm.checkpoint.find.adapters import Part
 from panovlm.checkpoint.formats import load_tensors
@@ -81,15 +80,14 @@ def _check_embeddings(part: Part, base: str, state: Mapping[str, Tensor]) -> Non
     """Compare the token embeddings that adapters bring along with those of their base.
 
     PEFT saves them when training has added tokens; the rows of the old tokens are still the base's
-    unless the adapters' record says that they were trained.
+    unless they were trained.
 
     Raises:
         ContradictionError: they are those of another model.
     """
-    if read_adapter_config(part.path.parent).get("modules_to_save"):
-        return
     stored = load_tensors(part.path)
-    for name in filter(is_token_table, part.names.values()):
+    kept = (own for name, own in part.names.items() if name not in part.trained)
+    for name in filter(is_token_table, kept):
         table, own = stored[name], state.get(strip_lora_name(name).name)
         rows = 0 if own is None else min(len(table), len(own))
         if own is not None and not torch.equal(table[:rows], own[:rows].to(table.dtype)):

@@ -11,6 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from panovlm.checkpoint.documents.adapter_config import read_adapter_config
 from panovlm.checkpoint.find.tokenizer import find_tokenizer
 from panovlm.checkpoint.loading.borrow import borrow
 from panovlm.checkpoint.loading.plan import Proof, prove
@@ -33,6 +34,8 @@ from panovlm.models.language.lora import adapter_effect
 from panovlm.models.language.quantized import require_library
 from panovlm.models.model import PanoramaVLM
 from panovlm.models.vision.pretrained import tower_config, tower_processor
+
+UNTIE = "--set models.language_config.tie_word_embeddings=false"
 
 
 def load_checkpoint(
@@ -241,11 +244,16 @@ def bind(resolution: Resolution, model: PanoramaVLM, borrowed: Mapping[str, Tens
     for name, source in ties.items():
         if source not in state:
             continue  # the other direction of this tie fills it
+        if name not in state and _trained_alone(resolution, source):
+            raise ContradictionError(
+                f"{resolution.path}: {source} was trained with the adapters, and PEFT trains a "
+                f"copy, so that {name} is no longer tied to it as the language model's "
+                f"configuration says. Say {UNTIE}."
+            )
         if name in state and not _same(state[name], state[source]):
             raise ContradictionError(
                 f"{resolution.path}: the language model's configuration ties {name} to {source}, "
-                "but the file holds different values. If they were trained apart, give the "
-                "configuration with tie_word_embeddings false: --set models.language_config=JSON."
+                f"but the file holds different values. If they were trained apart, say {UNTIE}."
             )
         state[name] = state[source]
     model.load_state_dict(state, assign=True, strict=True)
@@ -256,6 +264,14 @@ def bind(resolution: Resolution, model: PanoramaVLM, borrowed: Mapping[str, Tens
         raise CheckpointError(
             f"{resolution.path}: {len(empty)} tensor(s) were left without value, first {empty[0]}."
         )
+
+
+def _trained_alone(resolution: Resolution, name: str) -> bool:
+    """Tell whether adapters bring a tensor that was trained apart from what it was tied to."""
+    part = resolution.adapters
+    if part is None or resolution.keys.files.get(name) not in part.trained:
+        return False
+    return not read_adapter_config(part.path.parent).get("ensure_weight_tying")
 
 
 def check_adapters(resolution: Resolution, model: PanoramaVLM) -> None:

@@ -8,12 +8,13 @@ knows about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from panovlm.checkpoint.names.averages import COUNTERS, LIVE, SEGMENTS, Weights, choose, is_averaged
 from panovlm.checkpoint.names.dialects import resampler_dialect
 from panovlm.checkpoint.names.keymap import MARKERS, KeyMap, Part
+from panovlm.checkpoint.names.replaced import LANGUAGE_MODEL, as_trained, replaced
 from panovlm.errors import CheckpointError, ContradictionError
 from panovlm.models.language.adapters import built_names
 from panovlm.models.resamplers.recipe import Dialect
@@ -51,7 +52,6 @@ FLAT = ("_flat_param", "flat_param")
 """What FSDP calls the tensor into which it has packed several, one process's share of it."""
 
 ENCODER = "vision_backbone.encoder."
-LANGUAGE_MODEL = "language_model."
 RESAMPLER_MODULE = "resampler_module.resampler."
 
 
@@ -121,6 +121,7 @@ def map_keys(
     weights: Weights | None = None,
     averaged: bool = False,
     joined: Mapping[str, str] | None = None,
+    replacing: Collection[str] = (),
     file: str = "the file",
 ) -> KeyMap:
     """Translate every name of a file.
@@ -130,6 +131,7 @@ def map_keys(
         weights: which copy is meant where there are two.
         averaged: whether the names were chosen as the averaged copy already.
         joined: names in ``shapes`` that come from another file (an adapter's) → the model's name.
+        replacing: names in ``joined`` that take the place of the file's own.
         file: what the names are from, for messages.
 
     Raises:
@@ -141,9 +143,14 @@ def map_keys(
     own = {name: unwrap(name) for name in shapes if name not in joined}
     ignored = {n: "a counter of the averaged weights" for n, u in own.items() if _is_counter(u)}
     own = {name: found for name, found in own.items() if name not in ignored}
-    own = _undotted(own)
+    brought = {joined[name].removeprefix(LANGUAGE_MODEL) for name in replacing}
+    others = replaced({name: found.bare for name, found in own.items()}, brought)
+    ignored |= dict.fromkeys(others, "replaced by a module that was trained with the adapters")
+    own = _undotted({n: _as_trained(u) for n, u in own.items() if n not in others})
     meant, left_out, notes = _choose(own, weights, averaged=averaged, file=file)
     ignored |= left_out
+    if others:
+        notes.append(f"{len(others)} tensor(s) are replaced by what was trained with the adapters")
     places: dict[str, tuple[str, bool]] = {name: (place, True) for name, place in joined.items()}
     unknown: list[str] = []
     for stored in meant:
@@ -179,6 +186,10 @@ def map_keys(
         dialect=dialect,
         parts=found.parts,
     )
+
+
+def _as_trained(name: Unwrapped) -> Unwrapped:
+    return replace(name, bare=as_trained(name.bare))
 
 
 def _is_counter(name: Unwrapped) -> bool:

@@ -30,6 +30,7 @@ from panovlm.checkpoint.loading.borrow import NOTHING, LeftOut, find_left_out
 from panovlm.checkpoint.names.keymap import EARLIER
 from panovlm.checkpoint.probe.measure import take_probe
 from panovlm.checkpoint.probe.record import ENTRY as PROBE
+from panovlm.models.language.lora import require_recorded_adapters
 from panovlm.models.language.tokenizer import tokenizer_files
 from panovlm.models.model import PanoramaVLM
 
@@ -56,7 +57,11 @@ def describe_model(
         stage: likewise.
         training: where in its training the model is.
         left_out: tensors that the checkpoint will not hold.
+
+    Raises:
+        ConfigError: the model has adapters of which its recipe does not tell.
     """
+    require_recorded_adapters(model, model.config.typed_recipe().lora)
     shapes = {
         name: tuple(tensor.shape)
         for name, tensor in model.state_dict().items()

@@ -51,7 +51,7 @@ class Inferred:
     notes: list[str] = field(default_factory=list[str])
 
 
-def infer(shapes: Shapes, partial: Collection[str] = ()) -> Inferred:
+def infer(shapes: Shapes, partial: Collection[str] = (), brought: Collection[str] = ()) -> Inferred:
     """Read every observable setting off the shapes of a whole model.
 
     Args:
@@ -59,6 +59,8 @@ def infer(shapes: Shapes, partial: Collection[str] = ()) -> Inferred:
             :func:`panovlm.checkpoint.names.keys.map_keys`.
         partial: backbones (fields of their configurations) of which some weights are elsewhere, so
             that those in the file tell nothing about the whole.
+        brought: tensors of whole modules that adapters bring along for a language model, which do
+            not tell that its own weights are there.
 
     Raises:
         CheckpointError: a component is absent, or none or several architectures claim it.
@@ -71,7 +73,7 @@ def infer(shapes: Shapes, partial: Collection[str] = ()) -> Inferred:
     projection = infer_projection(shapes.under("projector."))
     _infer_resampler(result, projection)
     _infer_tower(result, shapes, partial)
-    _infer_language(result, shapes, projection, partial)
+    _infer_language(result, shapes, projection, partial, brought)
     _infer_heads(result, shapes)
     return result
 
@@ -142,7 +144,11 @@ def _infer_tower(result: Inferred, shapes: Shapes, partial: Collection[str]) -> 
 
 
 def _infer_language(
-    result: Inferred, shapes: Shapes, projection: Observations, partial: Collection[str]
+    result: Inferred,
+    shapes: Shapes,
+    projection: Observations,
+    partial: Collection[str],
+    brought: Collection[str],
 ) -> None:
     """Take over the language model's configuration and adapters; check the projection's width."""
     section = "models.language_config"
@@ -155,7 +161,8 @@ def _infer_language(
     for key, observed in (adapters or {}).items():
         result.fields[f"lora.{key}"] = observed
     plain = _without_adapters(subtree)
-    body = [name for name in plain if not is_token_table(name)]
+    others = {strip_lora_name(name.removeprefix(subtree.prefix)).name for name in brought}
+    body = [name for name in plain if not is_token_table(name) and name not in others]
     if _is_elsewhere(result, section, body, partial):
         _infer_vocabulary(result, plain, projection["language_dim"].value)
         return

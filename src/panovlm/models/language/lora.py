@@ -12,6 +12,7 @@ from typing import cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -154,11 +155,20 @@ def require_usual_adapters(model: nn.Module, settings: LoRASettings) -> None:
 
     Raises:
         ConfigError: adapters are added into the weights and there as well, so that loading would
-            add them twice; or they are scaled otherwise than recorded.
+            add them twice; they are switched off, or others are used in their place; or they are
+            scaled otherwise than recorded.
     """
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
+        if layer.disable_adapters or layer.active_adapters != [ADAPTER]:
+            used = "none" if layer.disable_adapters else layer.active_adapters
+            raise ConfigError(
+                f"of the adapters of {name}, {used} are in use for now, but whoever loads the "
+                f"weights would use {ADAPTER!r}. Call enable_adapter_layers() and "
+                f"set_adapter({ADAPTER!r}) of the language model before the weights are saved, or "
+                "unload() to do without adapters for good."
+            )
         if layer.merged:
             raise ConfigError(
                 f"the adapters of {name} are merged into its weight for now and would be added "
@@ -171,6 +181,30 @@ def require_usual_adapters(model: nn.Module, settings: LoRASettings) -> None:
             raise ConfigError(
                 f"the adapters of {name} are scaled by {scale:g}, but lora.alpha / lora.rank is "
                 f"{usual:g}, which is what is saved. Scale them back before the weights are saved."
+            )
+
+
+def require_recorded_adapters(model: nn.Module, settings: LoRASettings) -> None:
+    """Refuse what a model's record does not tell: a document about it would be wrong.
+
+    Args:
+        model: any module, with adapters or without.
+        settings: what is recorded of the adapters.
+
+    Raises:
+        ConfigError: there are adapters and none are recorded, or modules are trained with them.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and not settings.use_lora:
+            raise ConfigError(
+                f"{name} has adapters, but the model's recipe says that it has none. Put them on "
+                "with the model's add_adapters(), which records them."
+            )
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            raise ConfigError(
+                f"{name} is replaced by one that PEFT trains with the adapters (modules_to_save, "
+                "trainable tokens), which is not recorded. Save the state dict alone, or call "
+                "merge_adapters() of the model first."
             )
 
 
