@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import is_offline_mode
 
 from panovlm.errors import ConfigError, PanoVLMError
+from panovlm.models.hub import place_of
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def reading(what: str, name: str, option: str) -> Generator[str]:
     if not folder.is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
         raise ConfigError(f"the {what} folder {name!r} does not exist; correct {option}.")
     try:
-        yield str(folder) if folder.is_dir() else name
+        yield str(folder) if folder.is_dir() else place_of(name)
     except PanoVLMError:
         raise
     except Exception as error:

@@ -159,6 +159,9 @@ def _from_pretrained(source: str) -> PreTrainedTokenizerBase:
 
     A folder that names the generic class means exactly its ``tokenizer.json``. transformers 5 would
     put the class of the language model's family over it, which splits texts in its own way.
+
+    Raises:
+        ConfigError: it has no words.
     """
     named = get_tokenizer_config(source, trust_remote_code=False).get("tokenizer_class")
     reader = PreTrainedTokenizerFast if named in _GENERIC_CLASSES else AutoTokenizer
@@ -167,6 +170,12 @@ def _from_pretrained(source: str) -> PreTrainedTokenizerBase:
     )
     for key in _ORIGIN:
         tokenizer.init_kwargs.pop(key, None)
+    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
+        # transformers makes one without words where a model's files lack its tokenizer.
+        raise ConfigError(
+            f"{source!r} has no vocabulary, only {len(tokenizer)} special token(s); put the model's "
+            "tokenizer files there (tokenizer.json), or set models.tokenizer_name to where they are."
+        )
     return tokenizer
 
 

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging as transformers_logging
 
 from panovlm.errors import CheckpointError, ConfigError
+from panovlm.models.hub import place_of, unanswered
 
 
 def vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -86,7 +87,7 @@ def load_tower(name_or_path: str, *, dtype: torch.dtype = torch.float32) -> PreT
     try:
         with _quiet_transformers():
             loaded = AutoModel.from_pretrained(
-                _location(name_or_path),
+                _place(name_or_path),
                 config=config,
                 dtype=dtype,
                 trust_remote_code=False,
@@ -140,7 +141,7 @@ def vision_part(model: PreTrainedModel) -> PreTrainedModel:
 
 def _read_config(name_or_path: str) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(_location(name_or_path), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(_place(name_or_path), trust_remote_code=False)
     except OSError as error:
         raise _unreachable(name_or_path, "configuration", error) from error
     except ValueError as error:
@@ -165,12 +166,14 @@ def _read_json(name_or_path: str, file: str) -> dict[str, Any] | None:
 
 def _hub_file(name: str, file: str) -> Path | None:
     """Return a file of a hub repository; ``None`` if it is known that there is none."""
+    silence = unanswered(name)
     try:
-        return Path(hf_hub_download(name, file))
+        return Path(hf_hub_download(name, file, local_files_only=silence is not None))
     except LocalEntryNotFoundError as error:  # no network; an earlier answer may be remembered
         if try_to_load_from_cache(name, file) is _CACHED_NO_EXIST:
             return None
-        raise _unreachable(name, file, error) from error
+        why = error if silence is None else LocalEntryNotFoundError(silence)
+        raise _unreachable(name, file, why) from error
     except EntryNotFoundError:
         return None
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -192,6 +195,17 @@ def _location(name_or_path: str) -> str:
             "it takes a local folder or a hub id such as google/siglip-base-patch16-224."
         )
     return name_or_path
+
+
+def _place(name_or_path: str) -> str:
+    """Return a folder, or the hub id of a model that is not in one; see :func:`place_of`.
+
+    Raises:
+        ConfigError: as :func:`_location`.
+        LocalEntryNotFoundError: as :func:`place_of`.
+    """
+    location = _location(name_or_path)
+    return location if Path(location).is_dir() else place_of(location)
 
 
 def _unreachable(name: str, what: str, error: Exception) -> ConfigError:
