@@ -67,6 +67,8 @@ def _one(repair: Repair | Failure) -> Iterator[str]:
 
     assert isinstance(repair, Repair)
     yield f"{repair.path}: {repair.status}"
+    if repair.without_probe:
+        yield "  the probe of the earlier document is left out: it is of another model"
     if repair.document.inferred:
         yield f"  {len(repair.document.inferred)} setting(s) inferred from the weights"
     for name in repair.document.assumed:

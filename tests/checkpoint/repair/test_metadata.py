@@ -56,6 +56,43 @@ def weights(folder):
     return {path: (hashlib.sha256(path.read_bytes()).digest(), path.stat()) for path in files}
 
 
+class TestADocumentOfAnotherModel:
+    @pytest.fixture
+    def beside(self, own, tmp_path):
+        """A file without document, beside the one of a model with other settings."""
+
+        def of(keep=lambda state: state, **settings):
+            save_checkpoint(own(**settings), tmp_path / "best.ckpt")
+            torch.save(keep(own().state_dict()), tmp_path / "best.ckpt")
+            return tmp_path / "best.ckpt"
+
+        return of
+
+    @pytest.mark.parametrize("keep", [dict, without_record])
+    def test_its_probe_goes_with_it(self, own, add, beside, keep):
+        path = beside(keep, latent_dimension=20)
+        assert add("--checkpoint", path)[0] == 2
+        code, said = add("--checkpoint", path, "--prefer", "weights")
+        assert code == 0 and "the probe of the earlier document is left out" in said
+        loaded = PanoramaVLM.from_checkpoint(path)
+        mine = dict(loaded.named_parameters())
+        assert all(torch.equal(t, mine[n]) for n, t in own().named_parameters())
+        assert add("--checkpoint", path)[1].startswith(f"{path.with_name(SIDECAR)}: complete\n")
+
+    def test_also_where_only_a_setting_tells(self, add, beside):
+        path = beside(overlap_ratio=0.25)
+        code, said = add("--checkpoint", path, "--prefer", "weights")
+        assert code == 0 and "the probe of the earlier document is left out" in said
+        assert PanoramaVLM.from_checkpoint(path, strict=True).recipe.models.overlap_ratio == 0.5
+
+    def test_its_own_stays(self, add, beside):
+        path = beside()
+        code, said = add("--checkpoint", path, "--prefer", "weights")
+        assert code == 0 and "left out" not in said
+        assert json.loads(path.with_name(SIDECAR).read_text())["probe"]
+        PanoramaVLM.from_checkpoint(path, strict=True)
+
+
 class TestOneCheckpoint:
     def test_of_today_it_is_complete(self, own, add, tmp_path):
         """Also where the document leaves unset what the weights show."""

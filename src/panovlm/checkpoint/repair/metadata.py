@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from panovlm.atomic import link_or_copy, write_bytes
 from panovlm.checkpoint.documents.document import document
 from panovlm.checkpoint.documents.metadata import CheckpointMetadata, is_ours, parse, read_json
-from panovlm.checkpoint.fields import flatten_stated
+from panovlm.checkpoint.fields import flatten, flatten_stated
 from panovlm.checkpoint.find.locate import SIDECAR, Location, locate, own_sidecar
 from panovlm.checkpoint.find.tree import checkpoints_by_folder, checkpoints_in
 from panovlm.checkpoint.names.averages import Weights
@@ -33,6 +33,8 @@ class Repair:
         document: what the document says now, or would say.
         complete: whether all of that was said already.
         written: whether it was written now.
+        without_probe: whether the probe of an earlier document is left out, which is not of this
+            model.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Repair:
     document: CheckpointMetadata
     complete: bool
     written: bool
+    without_probe: bool = False
 
     @property
     def checkpoint(self) -> Path:
@@ -59,6 +62,7 @@ class Repair:
             "status": self.status,
             "inferred": self.document.inferred,
             "assumed": {name: self.resolution.value(name) for name in self.document.assumed},
+            "without_probe": self.without_probe,
             "notes": self.resolution.notes,
         }
 
@@ -215,8 +219,11 @@ def _same(one: CheckpointMetadata, other: CheckpointMetadata) -> bool:
 def _give(found: Resolution, *, shared: bool, dry_run: bool) -> Repair:
     """Write a checkpoint's document where it belongs, unless it is there."""
     wanted, there = document(found), _present(found)
-    if wanted.probe is None and there is not None:  # perhaps of another file of the folder
-        wanted = wanted.model_copy(update={"probe": there.probe})
+    dropped = False
+    if wanted.probe is None and there is not None and there.probe is not None:
+        dropped = _is_foreign(there, found, wanted)
+        # Otherwise it is of this file, or of another one of the folder.
+        wanted = wanted.model_copy(update={"probe": None if dropped else there.probe})
     complete = there is not None and _same(there, wanted) and _corrects(there) == _corrects(wanted)
     own, common = own_sidecar(found.path), found.location.folder / SIDECAR
     path = common if shared and not own.is_file() else own
@@ -225,7 +232,30 @@ def _give(found: Resolution, *, shared: bool, dry_run: bool) -> Repair:
     elif not dry_run:
         _keep_original(path)
         write_bytes(path, wanted.to_json().encode())
-    return Repair(path, found, wanted, complete, written=not complete and not dry_run)
+    written = not complete and not dry_run
+    return Repair(path, found, wanted, complete, written, without_probe=dropped)
+
+
+def _is_foreign(there: CheckpointMetadata, found: Resolution, wanted: CheckpointMetadata) -> bool:
+    """Tell whether a document was made for another model: what it probed was another one, too.
+
+    It is for other weights, or the weights disprove a setting that it states.
+    """
+    documents = (claim.document for claim in found.claims)
+    believed = {document.identity() for document in documents if document is not None}
+    if there.fingerprint != found.fingerprint and there.identity() not in believed:
+        return True
+    told, now = flatten_stated(there.recipe), flatten(wanted.recipe)
+    by_weights = (n for n in told if n in found.sources and found.sources[n].kind == "weights")
+    return any(_differ(told[name], now.get(name)) for name in by_weights)
+
+
+def _differ(told: Any, now: Any) -> bool:
+    """Compare two values of a setting; of a backbone's configuration, what both of them state."""
+    if isinstance(told, Mapping) and isinstance(now, Mapping):
+        stated = cast("Mapping[str, Any]", told)
+        return any(stated[key] != value for key, value in now.items() if key in stated)
+    return told != now
 
 
 def _corrects(document: CheckpointMetadata) -> tuple[str, str]:

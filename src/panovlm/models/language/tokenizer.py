@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import Any, cast
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -170,11 +170,12 @@ def _from_pretrained(source: str) -> PreTrainedTokenizerBase:
     )
     for key in _ORIGIN:
         tokenizer.init_kwargs.pop(key, None)
-    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():
+    words = cast("dict[str, int]", cast(Any, tokenizer).get_vocab())
+    if not words.keys() - tokenizer.get_added_vocab().keys():
         # transformers makes one without words where a model's files lack its tokenizer.
         raise ConfigError(
-            f"{source!r} has no vocabulary, only {len(tokenizer)} special token(s); put the model's "
-            "tokenizer files there (tokenizer.json), or set models.tokenizer_name to where they are."
+            f"{source!r} has no vocabulary, only {len(tokenizer)} special token(s). Put the "
+            "tokenizer's files there (tokenizer.json), or set models.tokenizer_name to a folder."
         )
     return tokenizer
 
