@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from panovlm.config.base import StrictModel
+from panovlm.config.base import FieldInfo, StrictModel
 from panovlm.config.fields import block_at
 from panovlm.config.model_recipe import RESAMPLER_CONFIGS, Recipe
 from panovlm.config.problems import ValidationError, nearest
@@ -157,13 +157,31 @@ def typed(name: str, value: Any, resampler_type: str) -> Any:
         value: what a document states.
         resampler_type: canonical architecture, for the fields of ``resampler_config``.
     """
-    *path, leaf = name.split(".")
-    block = block_at(Recipe, tuple(path), {"models": {"resampler_type": resampler_type}})
-    info = block.model_fields.get(leaf) if block else None
+    info = _info(name, resampler_type)
     try:
         return info.read(value) if info else value
     except ValidationError:
         return value
+
+
+def may_be_unset(name: str, resampler_type: str) -> bool:
+    """Tell whether "unset" is a value of a field.
+
+    A backbone's configuration that is unset is only told elsewhere.
+    """
+    told_elsewhere = name in ("models.vision_config", "models.language_config")
+    info = None if told_elsewhere else _info(name, resampler_type)
+    try:
+        return info is not None and info.read(None) is None
+    except ValidationError:
+        return False
+
+
+def _info(name: str, resampler_type: str) -> FieldInfo | None:
+    """Return the description of a field, ``None`` when the recipe has no such field."""
+    *path, leaf = name.split(".")
+    block = block_at(Recipe, tuple(path), {"models": {"resampler_type": resampler_type}})
+    return block.model_fields.get(leaf) if block else None
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

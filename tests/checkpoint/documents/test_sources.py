@@ -287,6 +287,34 @@ class TestRunConfig:
         assert found.value("models.overlap_ratio") == 0.25
         assert "models.stitching_mode" in found.assumed
 
+    def test_unset_is_stated_in_a_run_of_today(self, own, tmp_path):
+        save_checkpoint(own(), tmp_path / "whole.ckpt")
+        strip_metadata(tmp_path / "whole.ckpt", tmp_path / "best.ckpt")
+        for name in ("whole.ckpt", "checkpoint_metadata.json"):
+            (tmp_path / name).unlink()
+        models = {"resampler_type": "mlp", "tokenizer_name": None, "vision_config": None}
+        image = {"image_mean": None, "vision_processor": None, "image_size": None}
+        config = {"models": models, "image_processing": image, "training": {}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        found = resolve(tmp_path)
+        for name in ("models.tokenizer_name", "image_processing.vision_processor", "image_mean"):
+            assert found.value(name) is None
+            assert str(found.sources[name]) == "metadata: config.yaml"
+            assert not [one for one in found.assumed if one.endswith(name)]
+        assert "image_processing.image_std" in found.assumed
+        assert found.value("image_processing.image_size") == (16, 16)  # the tower's own
+
+    def test_what_cannot_be_unset_says_nothing(self, own, tmp_path):
+        save_checkpoint(own(), tmp_path / "whole.ckpt")
+        strip_metadata(tmp_path / "whole.ckpt", tmp_path / "best.ckpt")
+        for name in ("whole.ckpt", "checkpoint_metadata.json"):
+            (tmp_path / name).unlink()
+        config = {"models": {"overlap_ratio": None, "vision_name": None, "stitching_mode": None}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "training": {}}))
+        assert {f"models.{name}" for name in ("overlap_ratio", "stitching_mode")} <= {
+            *resolve(tmp_path).assumed
+        }
+
 
 class TestModelConfig:
     """The original's own folders: ``config.json`` beside ``pytorch_model.bin``."""

@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any
 
 from panovlm.checkpoint.documents.metadata import TrainingRecord
-from panovlm.checkpoint.fields import RESAMPLER, flatten_mapping
+from panovlm.checkpoint.fields import RESAMPLER, flatten_mapping, may_be_unset
 from panovlm.config.legacy import (
     fusion_text_limit,
     original_run_mapping,
@@ -129,13 +129,23 @@ def from_model_config(raw: Mapping[str, Any]) -> Fields:
     return _without_use(fields)
 
 
-def from_run_config(mapping: Mapping[str, Any]) -> Fields:
-    """Return the fields of a run's ``config.yaml`` that is translated already."""
+def from_run_config(mapping: Mapping[str, Any], resampler_type: str | None) -> Fields:
+    """Return the fields of a run's ``config.yaml`` that is translated already.
+
+    Args:
+        mapping: its contents.
+        resampler_type: architecture of today's models, of whose settings ``null`` is a value;
+            ``None``: the original system wrote it, and took ``null`` for the default.
+    """
     fields = flatten_mapping(mapping)
     for stage in section(section(mapping, "training"), "stage_configs").values():
         if isinstance(stage, Mapping):
             fields |= {f"lora.{key}": value for key, value in section(stage, "lora").items()}
-    return _without_use(fields)
+    known = _without_use(fields)
+    if resampler_type is None:
+        return known
+    unset = fields.keys() - known.keys()
+    return known | {name: None for name in unset if may_be_unset(name, resampler_type)}
 
 
 def closed_sections(raw: Mapping[str, Any]) -> frozenset[str]:

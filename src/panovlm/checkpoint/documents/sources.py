@@ -234,7 +234,8 @@ class DocumentReader:
         raw, _ = read_yaml(path)
         is_original = self.layout == "original"
         translated = original_run_mapping(raw) if is_original else translate(raw)
-        values = original.from_run_config(translated.mapping)
+        today = None if is_original else self.resampler_type
+        values = original.from_run_config(translated.mapping, today)
         closed = original.closed_sections(raw) if is_original else frozenset[str]()
         self.found.claims.append(Claims(path.name, values, closed=closed))
         self.found.notes += [f"{path.name}: {note}" for note in translated.notes]

@@ -170,8 +170,8 @@ def _from_pretrained(source: str) -> PreTrainedTokenizerBase:
     )
     for key in _ORIGIN:
         tokenizer.init_kwargs.pop(key, None)
-    words = cast("dict[str, int]", cast(Any, tokenizer).get_vocab())
-    if not words.keys() - tokenizer.get_added_vocab().keys():
+    read = cast(Any, tokenizer)
+    if not read.get_vocab().keys() - read.get_added_vocab().keys():
         # transformers makes one without words where a model's files lack its tokenizer.
         raise ConfigError(
             f"{source!r} has no vocabulary, only {len(tokenizer)} special token(s). Put the "
