@@ -218,3 +218,11 @@ def test_nothing_there(touch, tmp_path):
         locate(touch("config.yaml"))
     with pytest.raises(CheckpointError, match=r"folders below it do: .*vision"):
         locate(touch("vision/last.ckpt", "vision/.half.ckpt"))
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_a_link_to_nothing_is_not_passed_over(tmp_path, name):
+    (tmp_path / "epoch1.ckpt").write_bytes(b"x")
+    (tmp_path / name).symlink_to(tmp_path / "gone.ckpt")
+    with pytest.raises(CheckpointError, match=rf"{name} is a link to .*gone\.ckpt, which is not"):
+        locate(tmp_path)

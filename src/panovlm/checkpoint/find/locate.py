@@ -132,6 +132,11 @@ def _choose(folder: Path, purpose: Purpose, passed_over: list[str]) -> tuple[Pat
     for name in order:
         if (folder / name).exists():
             return folder / name, f"{name} comes first"
+        if (folder / name).is_symlink():
+            raise CheckpointError(
+                f"{folder / name} is a link to {(folder / name).readlink()}, which is not there. "
+                "Put that back or remove the link; nothing else is put in its place by itself."
+            )
     found = [p for p in folder.iterdir() if _is_checkpoint(p)]
     lightning = [p for p in found if p.suffix == ".ckpt"]
     if lightning:

@@ -230,7 +230,10 @@ def explain(report: ProbeReport, resolution: Resolution) -> str:
         )
     else:
         fields = list(likely_fields(part, report, resolution))
-        lines.append("Its weights are those of then, so that a setting must be another one.")
+        lines.append(
+            "Its weights are those of then, as far as the probe tells (four values of each); if "
+            "the file is undamaged, a setting must be another one."
+        )
         if fields:
             lines.append("Likely ones, which no shape shows:")
             lines += [f"  {line}" for line in fields]

@@ -44,7 +44,7 @@ class Difference:
         part: the part of the model.
         sketch: which of its sketches.
         distance: how far apart they are, as a fraction of the root mean square; infinite for
-            another shape.
+            another shape, or where values are no numbers.
         allowed: how far they may be.
     """
 
@@ -55,7 +55,7 @@ class Difference:
 
     def __str__(self) -> str:
         if self.distance == inf:
-            return f"{self.sketch} of another shape"
+            return f"{self.sketch} of another shape, or no longer finite"
         return f"{self.sketch} off by {self.distance:.2g}, {self.allowed:.2g} allowed"
 
 
