@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from panovlm.checkpoint.documents.recipe_record import RecipeRecord
 from panovlm.checkpoint.formats.header import RECORD
 from panovlm.models.configuration import PanoramaVLMConfig
-from panovlm.models.language.lora import require_usual_adapters
+from panovlm.models.language.lora import require_usual_adapters, settings_in_use
 
 
 class SelfDescribingModel(PreTrainedModel):
@@ -28,9 +28,15 @@ class SelfDescribingModel(PreTrainedModel):
     """Settings that had to be assumed when the model was opened."""
 
     def record(self) -> RecipeRecord:
-        """Return what the buffer tells."""
+        """Return what the buffer tells.
+
+        Raises:
+            ConfigError: there are adapters that it cannot tell.
+        """
+        recipe = self.config.typed_recipe()
+        lora = settings_in_use(cast(nn.Module, self.language_model), recipe.lora)
         return RecipeRecord(
-            recipe=self.config.typed_recipe(),
+            recipe=recipe.model_copy(update={"lora": lora}),
             assumed=self.unsettled,
             vision_token_id=self.config.vision_token_id,
         )

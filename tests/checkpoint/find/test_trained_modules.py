@@ -181,3 +181,43 @@ def test_adapters_that_changed_their_base_hold_it(base, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pt")
     model.language_model.save_pretrained(tmp_path / "lora_weights")
     assert_close(logits(load(tmp_path / "model.pt")), logits(model), rtol=0, atol=0)
+
+
+class TestAdaptersThatPeftAlonePutThere:
+    """The settings among the weights tell their scale, which no shape shows."""
+
+    @pytest.mark.parametrize(
+        ("options", "scale"),
+        [
+            ({"lora_alpha": 6}, 3),
+            ({"lora_alpha": 6, "use_rslora": True}, 6 / 2**0.5),
+            ({"lora_alpha": 6, "use_dora": True}, 3),
+            ({"lora_alpha": 6, "init_lora_weights": "pissa"}, 3),
+            ({"lora_alpha": 6, "bias": "lora_only"}, 3),
+        ],
+    )
+    def test_in_one_state_dict(self, small, tmp_path, options, scale):
+        model = small.small_model(language_config={**small.LANGUAGE, "attention_bias": True})
+        config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **options)
+        model.language_model = get_peft_model(model.language_model, config, adapter_name="mine")
+        with torch.no_grad():
+            for parameter in model.language_model.parameters():
+                parameter.add_(0.1 * parameter.requires_grad)
+        torch.save(model.state_dict(), tmp_path / "model.pt")
+        loaded = load(tmp_path / "model.pt", strict=True)
+        assert loaded.recipe.lora.alpha == pytest.approx(2 * scale)
+        assert_close(logits(loaded), logits(model), rtol=0, atol=1e-5)
+        if "bias" not in options:  # what PEFT says of them beside it is the same
+            model.language_model.save_pretrained(tmp_path)
+            shutil.move(tmp_path / "mine", tmp_path / "lora_weights")
+            again = load(tmp_path / "model.pt", strict=True).recipe.lora
+            targets = {"target_modules": loaded.recipe.lora.target_modules}  # PEFT has no order
+            assert again.model_copy(update=targets) == loaded.recipe.lora
+
+    @pytest.mark.parametrize("pattern", ["rank_pattern", "alpha_pattern"])
+    def test_several_scales_cannot_be_told(self, small, pattern):
+        model = small.small_model()
+        config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **{pattern: {"q_proj": 4}})
+        model.language_model = get_peft_model(model.language_model, config)
+        with pytest.raises(ConfigError, match="several ranks or scales"):
+            model.state_dict()

@@ -161,12 +161,14 @@ def require_usual_adapters(model: nn.Module, settings: LoRASettings) -> None:
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        if layer.disable_adapters or layer.active_adapters != [ADAPTER]:
+        there = list(layer.lora_A) or list(layer.lora_embedding_A)
+        main = there[0] if len(there) == 1 else ADAPTER
+        if layer.disable_adapters or layer.active_adapters != [main]:
             used = "none" if layer.disable_adapters else layer.active_adapters
             raise ConfigError(
                 f"of the adapters of {name}, {used} are in use for now, but whoever loads the "
-                f"weights would use {ADAPTER!r}. Call enable_adapter_layers() and "
-                f"set_adapter({ADAPTER!r}) of the language model before the weights are saved, or "
+                f"weights would use {main!r}. Call enable_adapter_layers() and "
+                f"set_adapter({main!r}) of the language model before the weights are saved, or "
                 "unload() to do without adapters for good."
             )
         if layer.merged:
@@ -182,6 +184,59 @@ def require_usual_adapters(model: nn.Module, settings: LoRASettings) -> None:
                 f"the adapters of {name} are scaled by {scale:g}, but lora.alpha / lora.rank is "
                 f"{usual:g}, which is what is saved. Scale them back before the weights are saved."
             )
+
+
+def settings_in_use(language_model: nn.Module, settings: LoRASettings) -> LoRASettings:
+    """Return the settings of a language model's adapters, also where PEFT alone put them there.
+
+    Args:
+        language_model: with adapters or without.
+        settings: what is recorded of them.
+
+    Raises:
+        ConfigError: adapters that nobody recorded have several ranks or scales.
+    """
+    modules = language_model.named_modules()
+    layers = {name: layer for name, layer in modules if isinstance(layer, LoraLayer)}
+    if settings.use_lora or not layers:
+        return settings
+    found = {
+        (layer.r[name], layer.scaling[name], bool(layer.use_dora.get(name)))
+        for layer in layers.values()
+        for name in layer.active_adapters
+    }
+    if len(found) > 1:
+        raise ConfigError(
+            "the adapters of the language model have several ranks or scales (rank, scale, DoRA: "
+            f"{sorted(found)}), and no checkpoint can tell which layer has which. Use one rank and "
+            "one alpha, or merge them with merge_adapters() before the weights are saved."
+        )
+    rank, _, dora = found.pop()
+    layer = next(iter(layers.values()))
+    name = layer.active_adapters[0]
+    targets = tuple(sorted({name.rpartition(".")[2] for name in layers}))
+    return settings.model_copy(
+        update={
+            "use_lora": True,
+            "rank": rank,
+            "alpha": _alpha(layer, name),
+            "dropout": float(getattr(layer.lora_dropout[name], "p", 0)),
+            "use_dora": dora,
+            "target_modules": targets,
+        }
+    )
+
+
+def _alpha(layer: LoraLayer, name: str) -> float:
+    """Return the alpha that gives the scale of a layer's adapters, alpha / rank.
+
+    In the very number that their configuration states, so that the two agree.
+    """
+    stated, rank, scale = layer.lora_alpha[name], layer.r[name], layer.scaling[name]
+    roots = math.sqrt(rank)
+    if math.isclose(scale * rank, stated):
+        return float(stated)
+    return stated * roots if math.isclose(scale * roots, stated) else scale * rank
 
 
 def require_recorded_adapters(model: nn.Module, settings: LoRASettings) -> None:
