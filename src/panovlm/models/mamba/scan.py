@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from panovlm.models.mamba import backends
+from panovlm.models.mamba import backends, recomputed
 from panovlm.models.mamba.arguments import check_shapes, common_dtype
 from panovlm.models.mamba.scan_torch import scan_from
 
@@ -62,14 +62,14 @@ def selective_scan(
     dtype = common_dtype(given)
     backend = backends.for_scan(u.device, dtype, u.numel() * A.shape[1])
     if backend == "numba":
-        from panovlm.models.mamba import scan_numba  # compiles, so only when it is wanted
+        from panovlm.models.mamba.scan_numba import NumbaCall  # compiles: only when it is wanted
 
         tensors = [None if t is None else t.to(dtype) for t in given]
-        return scan_numba.scan(tensors, delta_softplus, reverse).to(u.dtype)
+        return recomputed.scan(NumbaCall, tensors, delta_softplus, reverse).to(u.dtype)
     if backend == "triton":
-        from panovlm.models.mamba import scan_triton
+        from panovlm.models.mamba.scan_triton import TritonCall
 
-        return scan_triton.scan(given, delta_softplus, reverse)
+        return recomputed.scan(TritonCall, given, delta_softplus, reverse)
     if reverse:  # the others go forwards only
         gate = None if z is None else z.flip(2)
         rest = (A, B.flip(2), C.flip(2), D, gate, delta_bias, delta_softplus)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from panovlm.models.mamba import kernels
 from panovlm.models.mamba.arguments import width_last
@@ -25,42 +23,7 @@ STATES_OF_A_THREAD = 1 << 18
 """States (batch x length x width x n) for which it pays to wake another thread."""
 
 
-def scan(tensors: Sequence[Tensor | None], delta_softplus: bool, reverse: bool) -> Tensor:
-    """Scan float32 tensors that lie on the CPU.
-
-    Args:
-        tensors: u, delta, A, B, C, D, z and delta_bias as :func:`selective_scan` takes them.
-        delta_softplus: put delta and its bias through a softplus.
-        reverse: begin with the last time step.
-    """
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Scan.apply(delta_softplus, reverse, *tensors)
-    return _Call(tensors, delta_softplus, reverse).forward(_nothing())
-
-
-class _Scan(torch.autograd.Function):
-    """The whole scan as one step of the autograd graph."""
-
-    @staticmethod
-    def forward(ctx: Any, delta_softplus: bool, reverse: bool, *tensors: Tensor | None) -> Tensor:
-        call = _Call(tensors, delta_softplus, reverse)
-        kept = call.room_for_states()
-        ctx.save_for_backward(*tensors, kept)
-        ctx.options = (delta_softplus, reverse)
-        return call.forward(kept)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        return None, None, *_gradients(ctx.options, grad_outputs[0], *ctx.saved_tensors)
-
-
-@once_differentiable
-def _gradients(options: tuple[bool, bool], dy: Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, kept = saved
-    return _Call(tensors, *options).backward(kept, dy)
-
-
-class _Call:
+class NumbaCall:
     """The arguments of one call as the kernels take them."""
 
     def __init__(
@@ -92,8 +55,9 @@ class _Call:
         rows = self.batch * self.blocks * max(0, tiles - 1)
         return _empty(rows * self.n * LANES)
 
-    def forward(self, kept: Tensor) -> Tensor:
-        """Return the output; write states to ``kept`` unless it is empty."""
+    def forward(self, kept: Tensor | None) -> Tensor:
+        """Return the output; write states to ``kept`` if it is there."""
+        kept = _nothing() if kept is None else kept
         y = _empty(self.batch, self.length, self.width)
         self._run(kernels.forward, [*self.sequences, y], _flat(kept), _flat(y))
         return y.transpose(1, 2)

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from panovlm.models.mamba import kernels_triton as kernels
 from panovlm.models.mamba.arguments import width_last
@@ -25,45 +24,7 @@ PROGRAMS = 1024
 and takes several blocks of channels where there are more."""
 
 
-def scan(tensors: Sequence[Tensor | None], delta_softplus: bool, reverse: bool) -> Tensor:
-    """Scan tensors of at most 32 bits; the states are float32.
-
-    Args:
-        tensors: u, delta, A, B, C, D, z and delta_bias as :func:`selective_scan` takes them.
-        delta_softplus: put delta and its bias through a softplus.
-        reverse: begin with the last time step.
-
-    Returns:
-        ``[b, d, l]`` in the dtype of ``u``.
-    """
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Scan.apply(delta_softplus, reverse, *tensors)
-    return _Call(tensors, delta_softplus, reverse).forward(None)
-
-
-class _Scan(torch.autograd.Function):
-    """The whole scan as one step of the autograd graph."""
-
-    @staticmethod
-    def forward(ctx: Any, delta_softplus: bool, reverse: bool, *tensors: Tensor | None) -> Tensor:
-        call = _Call(tensors, delta_softplus, reverse)
-        kept = call.room_for_states()
-        ctx.save_for_backward(*tensors, kept)
-        ctx.options = (delta_softplus, reverse)
-        return call.forward(kept)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        return None, None, *_gradients(ctx.options, grad_outputs[0], *ctx.saved_tensors)
-
-
-@once_differentiable
-def _gradients(options: tuple[bool, bool], dy: Tensor, *saved: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, kept = saved
-    return _Call(tensors, *options).backward(kept, dy)
-
-
-class _Call:
+class TritonCall:
     """The arguments of one call as the kernels take them."""
 
     def __init__(
