@@ -146,10 +146,10 @@ def errors_of(shape: str) -> dict[str, tuple[float, float]]:
     one = arguments(1, *SHAPES[shape][1:])
     exact = ours("torch")
     truth = gradients_of(exact, {name: value.double() for name, value in one.items()})
-    whole = {"y": _output(exact, {name: value.double() for name, value in args.items()})}
+    whole = {"y": output(exact, {name: value.double() for name, value in args.items()})}
     return {
         name: (
-            difference({"y": _output(candidate, args)}, whole)[0],
+            difference({"y": output(candidate, args)}, whole)[0],
             difference(gradients_of(candidate, one), truth)[1],
         )
         for name, candidate in candidates().items()
@@ -157,7 +157,8 @@ def errors_of(shape: str) -> dict[str, tuple[float, float]]:
 
 
 @torch.no_grad()
-def _output(candidate: Callable[..., Tensor], args: Mapping[str, Tensor]) -> Tensor:
+def output(candidate: Callable[..., Tensor], args: Mapping[str, Tensor]) -> Tensor:
+    """Scan once, without gradients."""
     return candidate(**args)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from machine import machine, spread
-from scan import EXACT, SHAPES, arguments, error, mambapy, ours
+from scan import EXACT, SHAPES, arguments, difference, mambapy, ours, output
 from table import options, replace_table
 from torch import Tensor
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
@@ -95,10 +95,9 @@ def measure(shape: str, dtype: torch.dtype, runs: int, best: float) -> list[dict
     """Compare all candidates on one shape."""
     args = {k: v.to("cuda") for k, v in arguments(*SHAPES[shape]).items()}
     args = {k: v.to(dtype) if v.ndim == 3 else v for k, v in args.items()}
-    with torch.no_grad():
-        exact = ours("torch")(**{k: v.double() for k, v in args.items()})
+    exact = {"y": output(ours("torch"), {k: v.double() for k, v in args.items()})}
     scans, rows = candidates(), []
-    errors = {name: error(scan, args, exact) for name, scan in scans.items()}
+    errors = {name: difference({"y": output(scan, args)}, exact)[0] for name, scan in scans.items()}
     wrong = {name: e for name, e in errors.items() if not e <= EXACT_ON_GPU[dtype]}
     if wrong:
         sys.exit(f"{shape}: not exact to {EXACT_ON_GPU[dtype]}: {wrong}")
