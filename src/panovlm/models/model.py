@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -16,7 +16,8 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from panovlm.checkpoint.formats.header import RECORD
 from panovlm.config.schema import LoRASettings, Recipe
-from panovlm.errors import AssumedSettingsWarning, CheckpointError, ConfigError
+from panovlm.errors import AssumedSettingsWarning, CheckpointError, ConfigError, DataError
+from panovlm.models.answering import Request, answer_each
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language import shared_prefix
 from panovlm.models.language.chat import ChatFormat
@@ -103,10 +104,8 @@ class PanoramaVLM(PanoramaNetwork):
             vision_tokens=None if vision_tokens is None else vision_tokens[rows],
             padding_side="left",
         )
-        if self.tokenizer is not None:
-            kwargs.setdefault("pad_token_id", self.tokenizer.pad_token_id)
-            kwargs.setdefault("eos_token_id", self.tokenizer.eos_token_id)
-        return shared_prefix.generate(self.language_model, **inputs, rows=rows, **kwargs)
+        given = {**self._marks(), **kwargs}
+        return shared_prefix.generate(self.language_model, **inputs, rows=rows, **given)
 
     def answer(self, panorama: NDArray[np.uint8], question: str, **kwargs: Any) -> str:
         """Answer a question about a panorama; see :meth:`answers`."""
@@ -134,6 +133,43 @@ class PanoramaVLM(PanoramaNetwork):
             views[None].to(self.device), ids.to(self.device), mask.to(self.device), **kwargs
         )
         return [chat.decode_answer(row) for row in made.tolist()]
+
+    def answer_each(
+        self, requests: Iterable[Request], *, batch_size: int = 8, **kwargs: Any
+    ) -> Iterator[tuple[Request, str | DataError]]:
+        """Answer a stream of questions, each as soon as its answer ends.
+
+        Up to ``batch_size`` answers are in the making at once; one that ends makes room for the
+        next request. Every answer is that of :meth:`answer`, within the rounding of sums that are
+        added up in another order.
+
+        Args:
+            requests: pairs of a panorama, as equirectangular image ``[H, W, 3]``, uint8, or as a
+                file, and a question. They are taken from the stream as there is room. What was
+                computed of a panorama serves all questions that come while one about it is being
+                answered, and those that come next.
+            batch_size: answers in the making, at least 1.
+            **kwargs: as for :meth:`transformers.GenerationMixin.generate`, where each answer is
+                made one token after the other.
+
+        Yields:
+            Requests as they were given with their answers, in the order in which these end; in
+            place of the answer an error, where the panorama cannot be read.
+
+        Raises:
+            ConfigError: the model has no tokenizer, or the batch, one of the arguments or the
+                language model does not allow it.
+        """
+        return answer_each(self, requests, batch_size, {**self._marks(), **kwargs})
+
+    def _marks(self) -> dict[str, Any]:
+        """Return the marks of padding and end as arguments of ``generate``."""
+        if self.tokenizer is None:
+            return {}
+        return {
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "eos_token_id": self.tokenizer.eos_token_id,
+        }
 
     # ------------------------------------------------------------------ parts
 
