@@ -143,6 +143,17 @@ def test_a_prompt_is_read_only_where_it_differs(monkeypatch: pytest.MonkeyPatch)
     assert read == expected
 
 
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_prompts_that_others_begin_with_and_that_have_nothing_in_common(name: str):
+    model = language(name)
+    longest = prompts(model)[1][1]
+    other = prompts(model)[4][1]
+    given = [("a", one) for one in (longest, longest, longest[:, :12], longest[:, :1], other)]
+    expected = [alone(model, embeds, **GREEDY) for _, embeds in given]
+    made, _ = side_by_side(model, given, 5, **GREEDY)
+    assert [made[number] for number in range(len(given))] == expected
+
+
 @pytest.mark.parametrize(
     "options",
     [
