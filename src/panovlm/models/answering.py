@@ -27,13 +27,40 @@ Request = TypeVar("Request", bound=tuple[Panorama, str])
 
 @torch.no_grad()
 def answer_each(
-    model: PanoramaVLM, requests: Iterable[Request], batch_size: int, kwargs: dict[str, Any]
+    model: PanoramaVLM, requests: Iterable[Request], *, batch_size: int, **kwargs: Any
 ) -> Iterator[tuple[Request, str | DataError]]:
-    """Do what :meth:`panovlm.models.model.PanoramaVLM.answer_each` says."""
+    """Answer a stream of questions, each as soon as its answer ends.
+
+    Up to ``batch_size`` answers are in the making at once; one that ends makes room for the next
+    request. Every answer is that of :meth:`panovlm.models.model.PanoramaVLM.answer`, within the
+    rounding of sums that are added up in another order.
+
+    Args:
+        model: what is asked.
+        requests: pairs of a panorama, as equirectangular image ``[H, W, 3]``, uint8, or as a file,
+            and a question. They are taken from the stream as there is room. What was computed of a
+            panorama serves all questions that come while one about it is being answered, and those
+            that come next.
+        batch_size: answers in the making, at least 1.
+        **kwargs: as for :meth:`transformers.GenerationMixin.generate`, where each answer is made
+            one token after the other.
+
+    Yields:
+        Requests as they were given with their answers, in the order in which these end; in place of
+        the answer an error, where the panorama cannot be read.
+
+    Raises:
+        ConfigError: the model has no tokenizer, or the batch, one of the arguments or the language
+            model does not allow it.
+    """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
     chat, looks, waiting = model.chat(), _Looks(model), iter(requests)
-    batch = ContinuousBatch[tuple[Request, _Look]](model.language_model, kwargs)
+    marks = {
+        "pad_token_id": chat.tokenizer.pad_token_id,
+        "eos_token_id": chat.tokenizer.eos_token_id,
+    }
+    batch = ContinuousBatch[tuple[Request, _Look]](model.language_model, {**marks, **kwargs})
     while True:
         entering = list(islice(waiting, batch_size - len(batch)))
         if not entering and not len(batch):

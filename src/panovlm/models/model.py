@@ -104,8 +104,10 @@ class PanoramaVLM(PanoramaNetwork):
             vision_tokens=None if vision_tokens is None else vision_tokens[rows],
             padding_side="left",
         )
-        given = {**self._marks(), **kwargs}
-        return shared_prefix.generate(self.language_model, **inputs, rows=rows, **given)
+        if self.tokenizer is not None:
+            kwargs.setdefault("pad_token_id", self.tokenizer.pad_token_id)
+            kwargs.setdefault("eos_token_id", self.tokenizer.eos_token_id)
+        return shared_prefix.generate(self.language_model, **inputs, rows=rows, **kwargs)
 
     def answer(self, panorama: NDArray[np.uint8], question: str, **kwargs: Any) -> str:
         """Answer a question about a panorama; see :meth:`answers`."""
@@ -137,39 +139,8 @@ class PanoramaVLM(PanoramaNetwork):
     def answer_each(
         self, requests: Iterable[Request], *, batch_size: int = 8, **kwargs: Any
     ) -> Iterator[tuple[Request, str | DataError]]:
-        """Answer a stream of questions, each as soon as its answer ends.
-
-        Up to ``batch_size`` answers are in the making at once; one that ends makes room for the
-        next request. Every answer is that of :meth:`answer`, within the rounding of sums that are
-        added up in another order.
-
-        Args:
-            requests: pairs of a panorama, as equirectangular image ``[H, W, 3]``, uint8, or as a
-                file, and a question. They are taken from the stream as there is room. What was
-                computed of a panorama serves all questions that come while one about it is being
-                answered, and those that come next.
-            batch_size: answers in the making, at least 1.
-            **kwargs: as for :meth:`transformers.GenerationMixin.generate`, where each answer is
-                made one token after the other.
-
-        Yields:
-            Requests as they were given with their answers, in the order in which these end; in
-            place of the answer an error, where the panorama cannot be read.
-
-        Raises:
-            ConfigError: the model has no tokenizer, or the batch, one of the arguments or the
-                language model does not allow it.
-        """
-        return answer_each(self, requests, batch_size, {**self._marks(), **kwargs})
-
-    def _marks(self) -> dict[str, Any]:
-        """Return the marks of padding and end as arguments of ``generate``."""
-        if self.tokenizer is None:
-            return {}
-        return {
-            "pad_token_id": self.tokenizer.pad_token_id,
-            "eos_token_id": self.tokenizer.eos_token_id,
-        }
+        """Answer a stream of questions; see :func:`panovlm.models.answering.answer_each`."""
+        return answer_each(self, requests, batch_size=batch_size, **kwargs)
 
     # ------------------------------------------------------------------ parts
 
