@@ -1,11 +1,15 @@
-"""Sixteen questions about one panorama: what they share computed once, or for each of them.
+"""Questions about panoramas: what they share computed once, and a batch that is always full.
 
     python benchmarks/generation.py [--runs 3] [--json FILE] [--update docs/performance.md]
 
 A small untrained model reads nine views of 256 pixels, 1408 vision tokens, as SigLIP 2 does at
-that size. ``together`` is one call of ``generate`` about one panorama; ``in a batch`` gives every
-question its own copy of the views, ``one by one`` its own call. All must give the same tokens
-before anything is timed.
+that size. Sixteen questions about one panorama: ``together`` is one call of ``generate``; ``in a
+batch`` gives every question its own copy of the views, ``one by one`` its own call. All must give
+the same tokens before anything is timed.
+
+Thirty-two questions about four panoramas, answers of very different lengths: ``as they end`` is
+a stream in which the next question takes the place of one that is answered, ``in batches of 8``
+waits for the longest answer of each batch. The answers must be equal, too.
 """
 
 from __future__ import annotations
@@ -13,7 +17,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
+import numpy as np
 import torch
 from machine import spread
 from small_model import small_model
@@ -26,6 +32,11 @@ COLOURS = ("red", "green", "blue", "yellow")
 PLACES = ("behind you", "in front of you", "to your left and near the door", "above the table")
 QUESTIONS = tuple(f"is the {colour} ball {place} ?" for colour in COLOURS for place in PLACES)
 NEW = 12
+PANORAMAS = 4
+AT_ONCE = 8
+LONGEST = 200
+LAST_WORD = "red"
+"""Ends the answers of the stream."""
 TOWER = {
     "model_type": "siglip_vision_model",
     "hidden_size": 64,
@@ -83,6 +94,42 @@ def ways(
     return {"together": together, "in a batch": batch, "one by one": single}
 
 
+def streams(model: PanoramaVLM) -> dict[str, Callable[[], list[str]]]:
+    """Return the ways to answer a stream of questions, each of which returns the answers."""
+    random = np.random.default_rng(0)
+    size = (PANORAMAS, 256, 512, 3)
+    panoramas = list(random.integers(0, 256, size, dtype=np.uint8))
+    asked = QUESTIONS[:AT_ONCE]
+    requests = [(panorama, question) for panorama in panoramas for question in asked]
+    ends = model.chat().tokenizer.convert_tokens_to_ids([LAST_WORD])
+    given = {"do_sample": False, "max_new_tokens": LONGEST, "eos_token_id": ends}
+
+    def as_they_end() -> list[str]:
+        found = model.answer_each(requests, batch_size=AT_ONCE, **given)
+        answers = {id(request): answer for request, answer in found}
+        return [str(answers[id(request)]) for request in requests]
+
+    def batches() -> list[str]:
+        return [
+            answer for panorama in panoramas for answer in model.answers(panorama, asked, **given)
+        ]
+
+    return {"as they end": as_they_end, f"in batches of {AT_ONCE}": batches}
+
+
+def compared(times: dict[str, list[float]]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the lines of a table, and its rows; the first way is what others are compared with."""
+    first, *_ = map(median, times.values())
+    rows = [
+        {"candidate": name, "ms": found, "ratio": median(found) / first}
+        for name, found in times.items()
+    ]
+    lines = [
+        f"| {row['candidate']} | {spread(row['ms'], 0)} | {row['ratio']:.1f} |" for row in rows
+    ]
+    return ["| asked | ms | times as long |", "|---|---|---|", *lines], rows
+
+
 def main() -> int:
     given = options(__doc__.splitlines()[0], runs=3).parse_args()
     torch.set_num_threads(1)
@@ -93,24 +140,28 @@ def main() -> int:
         sys.exit("the ways to ask do not give the same tokens")
     if len(set(map(tuple, expected))) < 2:
         sys.exit("all answers are equal, so that nothing is shown by comparing them")
-    times = take_turns(work, given.runs)
-    first = median(times["together"])
+    flow = streams(model)
+    answers, others = (way() for way in flow.values())
+    if others != answers:
+        sys.exit("a stream and batches do not give the same answers")
+    lengths = sorted(len(answer.split()) for answer in answers)
+    if lengths[0] * 4 > lengths[-1]:
+        sys.exit("all answers are about equally long, so that nothing is shown by streaming them")
     tokens = model.vision_tokens(views).shape[1]
-    rows = [
-        {"candidate": name, "ms": found, "ratio": median(found) / first}
-        for name, found in times.items()
-    ]
+    one, rows = compared(take_turns(work, given.runs))
+    many, more = compared(take_turns(flow, given.runs))
     lines = [
         f"{len(ids)} questions, {tokens} vision tokens, {NEW} new tokens each; the same tokens "
         "come out.",
         "",
-        "| asked | ms | times as long |",
-        "|---|---|---|",
+        *one,
+        "",
+        f"{len(answers)} questions about {PANORAMAS} panoramas, answers of {lengths[0]} to "
+        f"{lengths[-1]} words, {median(lengths):.0f} in the median; the same answers come out.",
+        "",
+        *many,
     ]
-    lines += [
-        f"| {row['candidate']} | {spread(row['ms'], 0)} | {row['ratio']:.1f} |" for row in rows
-    ]
-    publish(given, "generation.py", lines, rows)
+    publish(given, "generation.py", lines, [*rows, *more])
     return 0
 
 

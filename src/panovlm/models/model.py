@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -16,7 +16,8 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from panovlm.checkpoint.formats.header import RECORD
 from panovlm.config.schema import LoRASettings, Recipe
-from panovlm.errors import AssumedSettingsWarning, CheckpointError, ConfigError
+from panovlm.errors import AssumedSettingsWarning, CheckpointError, ConfigError, DataError
+from panovlm.models.answering import Request, answer_each
 from panovlm.models.configuration import PanoramaVLMConfig
 from panovlm.models.language import shared_prefix
 from panovlm.models.language.chat import ChatFormat
@@ -134,6 +135,12 @@ class PanoramaVLM(PanoramaNetwork):
             views[None].to(self.device), ids.to(self.device), mask.to(self.device), **kwargs
         )
         return [chat.decode_answer(row) for row in made.tolist()]
+
+    def answer_each(
+        self, requests: Iterable[Request], *, batch_size: int = 8, **kwargs: Any
+    ) -> Iterator[tuple[Request, str | DataError]]:
+        """Answer a stream of questions; see :func:`panovlm.models.answering.answer_each`."""
+        return answer_each(self, requests, batch_size=batch_size, **kwargs)
 
     # ------------------------------------------------------------------ parts
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-_OTHER_WAYS = frozenset(
+OTHER_WAYS = frozenset(
     {
         "assistant_model",
         "cache_config",
@@ -55,7 +55,7 @@ def generate(
     """
     inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
     groups, group = rows.unique(return_inverse=True)
-    cache = _empty_cache(language_model, kwargs) if len(groups) < len(rows) else None
+    cache = empty_cache(language_model, kwargs) if len(groups) < len(rows) else None
     if cache is None:
         return language_model.generate(**inputs, **kwargs)
     lengths = attention_mask.sum(dim=1)
@@ -72,17 +72,17 @@ def generate(
     for part in _parts(rest, apart=any(cache.is_sliding)):
         new = language_model.generate(
             **_continued(inputs_embeds[part], rest[part], shared),
-            past_key_values=_copied(cache, group[part], int(kwargs.get("num_beams") or 1)),
+            past_key_values=_rows_of(cache, group[part], int(kwargs.get("num_beams") or 1)),
             **kwargs,
         )
         made = _placed(made, new, part, int(kwargs["pad_token_id"]))
     return made
 
 
-def _empty_cache(language_model: Any, kwargs: dict[str, Any]) -> DynamicCache | None:
+def empty_cache(language_model: Any, kwargs: dict[str, Any]) -> DynamicCache | None:
     """Return a cache that can be copied from row to row; ``None``: there is none to be had."""
     own = getattr(language_model.generation_config, "cache_implementation", None)
-    if own is not None or kwargs.keys() & _OTHER_WAYS or kwargs.get("pad_token_id") is None:
+    if own is not None or kwargs.keys() & OTHER_WAYS or kwargs.get("pad_token_id") is None:
         return None
     if not language_model._supports_default_dynamic_cache():
         return None
@@ -132,12 +132,18 @@ def _continued(embeds: Tensor, rest: Tensor, shared: int) -> dict[str, Tensor]:
     }
 
 
-def _copied(cache: DynamicCache, group: Tensor, beams: int) -> DynamicCache:
-    """Return the cache with a row for every row's panorama, ``beams`` times each."""
+def copied(cache: DynamicCache) -> DynamicCache:
+    """Return a cache that goes its own way; what both hold by now is held once."""
     copied = copy(cache)
     copied.layers = [copy(layer) for layer in cache.layers]
-    copied.reorder_cache(cast("Any", group.repeat_interleave(beams)))
     return copied
+
+
+def _rows_of(cache: DynamicCache, group: Tensor, beams: int) -> DynamicCache:
+    """Return the cache with a row for every row's panorama, ``beams`` times each."""
+    rows = copied(cache)
+    rows.reorder_cache(cast("Any", group.repeat_interleave(beams)))
+    return rows
 
 
 def _placed(made: Tensor, new: Tensor, part: Tensor, pad_id: int) -> Tensor:
