@@ -1,123 +1,170 @@
-"""A stream of questions about panoramas, answered side by side."""
+"""The network with its tokenizer: questions go in, answers come out."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Iterable, Iterator
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakValueDictionary
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from panovlm.errors import ConfigError, DataError
-from panovlm.models.language.continuous import Beginning, ContinuousBatch
-from panovlm.panorama.picture import Source, as_picture
+from panovlm.models.configuration import PanoramaVLMConfig
+from panovlm.models.language import shared_prefix
+from panovlm.models.language.chat import ChatFormat
+from panovlm.models.language.tokenizer import vision_token_id
+from panovlm.models.network import PanoramaNetwork
+from panovlm.models.stream import Request, answer_each
 from panovlm.panorama.pipeline import ViewPipeline
 
-if TYPE_CHECKING:
-    from panovlm.models.model import PanoramaVLM
 
-Panorama = NDArray[np.uint8] | Source
-Request = TypeVar("Request", bound=tuple[Panorama, str])
-
-
-@torch.no_grad()
-def answer_each(
-    model: PanoramaVLM, requests: Iterable[Request], *, batch_size: int, **kwargs: Any
-) -> Iterator[tuple[Request, str | DataError]]:
-    """Answer a stream of questions, each as soon as its answer ends.
-
-    Up to ``batch_size`` answers are in the making at once; one that ends makes room for the next
-    request. Every answer is that of :meth:`panovlm.models.model.PanoramaVLM.answer`, within the
-    rounding of sums that are added up in another order.
+class AnsweringNetwork(PanoramaNetwork):
+    """A network that answers questions about panoramas.
 
     Args:
-        model: what is asked.
-        requests: pairs of a panorama, as equirectangular image ``[H, W, 3]``, uint8, or as a file,
-            and a question. They are taken from the stream as there is room. What was computed of a
-            panorama serves all questions that come while one about it is being answered, and those
-            that come next.
-        batch_size: answers in the making, at least 1.
-        **kwargs: as for :meth:`transformers.GenerationMixin.generate`, where each answer is made
-            one token after the other.
+        config: recipe and backbone configurations.
+        encoder: ready-made vision tower, as for :class:`PanoramaNetwork`.
+        language_model: ready-made language model, likewise.
 
-    Yields:
-        Requests as they were given with their answers, in the order in which these end; in place of
-        the answer an error, where the panorama cannot be read.
-
-    Raises:
-        ConfigError: the model has no tokenizer, or the batch, one of the arguments or the language
-            model does not allow it.
+    Attributes:
+        tokenizer: the model's tokenizer, once one is attached.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
-    chat, looks, waiting = model.chat(), _Looks(model), iter(requests)
-    marks = {
-        "pad_token_id": chat.tokenizer.pad_token_id,
-        "eos_token_id": chat.tokenizer.eos_token_id,
-    }
-    batch = ContinuousBatch[tuple[Request, _Look]](model.language_model, {**marks, **kwargs})
-    while True:
-        entering = list(islice(waiting, batch_size - len(batch)))
-        if not entering and not len(batch):
-            return
-        for request in entering:
-            try:
-                look = looks.at(request[0])
-            except DataError as error:
-                yield request, error
-                continue
-            ids = torch.tensor([chat.prompt(request[1])], device=model.device)
-            inputs = model.fuse(
-                None, ids, None, None, vision_tokens=look.tokens, padding_side="left"
-            )
-            look.beginning = batch.add((request, look), inputs, look.beginning)
-        batch.step()
-        for (request, _), made in batch.finished():
-            yield request, chat.decode_answer(made)
 
+    def __init__(
+        self,
+        config: PanoramaVLMConfig,
+        *,
+        encoder: nn.Module | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config, encoder=encoder, language_model=language_model)
+        self.tokenizer: PreTrainedTokenizerBase | None = None
 
-class _Look:
-    """What the model has seen of a panorama."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens = tokens  # [1, T, Dm]
-        self.beginning: Beginning | None = None  # the first question, once it was read
-
-
-class _Looks:
-    """Panoramas that questions are being answered about, and the last one."""
-
-    def __init__(self, model: PanoramaVLM) -> None:
-        self._model = model
-        self._pipeline = ViewPipeline(model.recipe.image_processing)
-        self._known: WeakValueDictionary[Hashable, _Look] = WeakValueDictionary()
-        self._last: _Look | None = None
-
-    def at(self, panorama: Panorama) -> _Look:
-        """Look at a panorama, unless it is known.
+    def attach_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make ``tokenizer`` the model's own.
 
         Raises:
-            DataError: it cannot be read or cut.
+            ConfigError: it has more tokens than the embedding table has rows (the table may be
+                padded beyond the vocabulary).
         """
-        key = _key(panorama)
-        look = self._known.get(key)
-        if look is None:
-            array = isinstance(panorama, np.ndarray)
-            views = self._pipeline(panorama) if array else self._pipeline.load(panorama)
-            pixels = torch.from_numpy(views)[None].to(self._model.device)
-            look = self._known[key] = _Look(self._model.vision_tokens(pixels))
-        self._last = look
-        return look
+        rows = cast(Tensor, self.get_input_embeddings().weight).shape[0]
+        if len(tokenizer) > rows:
+            raise ConfigError(
+                f"the tokenizer has {len(tokenizer)} tokens, the language model's embedding table "
+                f"only {rows} rows; they do not belong together. Set models.tokenizer_name to the "
+                "tokenizer that the model was trained with."
+            )
+        self.tokenizer = tokenizer
+        self.config.vision_token_id = vision_token_id(tokenizer)
+
+    def chat(self) -> ChatFormat:
+        """Return the conversation format that the model was trained with.
+
+        Raises:
+            ConfigError: the model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ConfigError(
+                "the model has no tokenizer; load it from a checkpoint that carries one, or name "
+                "one with --set models.tokenizer_name=FOLDER_OR_HUB_NAME."
+            )
+        return ChatFormat.of(self.recipe, self.tokenizer)
+
+    @torch.no_grad()
+    def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        vision_tokens: Tensor | None = None,
+        about: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Continue prompts about panoramas; what those of one panorama share is computed once.
+
+        Args:
+            pixel_values: normalised views ``[P, V, 3, h, w]`` of ``P`` panoramas.
+            input_ids: prompts ``[B, L]``; absent: the recipe's ``default_generation_prompt``.
+            attention_mask: ``[B, L]``; absent: all text.
+            vision_tokens: ``[P, T, Dm]`` computed before, instead of ``pixel_values``.
+            about: int64 ``[B]``, which panorama each prompt is about; absent: one each, or all
+                about the only one.
+            **kwargs: as for :meth:`transformers.GenerationMixin.generate`.
+
+        Returns:
+            The new token ids ``[B, n]``, without the prompt, padded after the end mark.
+
+        Raises:
+            ConfigError: it is not clear which prompt is about which panorama.
+        """
+        if vision_tokens is None and pixel_values is not None:
+            vision_tokens = self.vision_tokens(pixel_values)
+        seen = 1 if vision_tokens is None else vision_tokens.shape[0]
+        if input_ids is None:
+            prompt = self.chat().prompt(self.recipe.models.default_generation_prompt)
+            input_ids = torch.tensor([prompt] * seen, device=self.device)
+        rows = _panorama_of_rows(about, seen, input_ids)
+        inputs = self.fuse(
+            None,
+            input_ids,
+            attention_mask,
+            None,
+            vision_tokens=None if vision_tokens is None else vision_tokens[rows],
+            padding_side="left",
+        )
+        if self.tokenizer is not None:
+            kwargs.setdefault("pad_token_id", self.tokenizer.pad_token_id)
+            kwargs.setdefault("eos_token_id", self.tokenizer.eos_token_id)
+        return shared_prefix.generate(self.language_model, **inputs, rows=rows, **kwargs)
+
+    def answer(self, panorama: NDArray[np.uint8], question: str, **kwargs: Any) -> str:
+        """Answer a question about a panorama; see :meth:`answers`."""
+        return self.answers(panorama, [question], **kwargs)[0]
+
+    def answers(
+        self, panorama: NDArray[np.uint8], questions: Sequence[str], **kwargs: Any
+    ) -> list[str]:
+        """Answer questions about a panorama, which is looked at once for all of them.
+
+        Args:
+            panorama: equirectangular image ``[H, W, 3]``, uint8.
+            questions: the user's texts, each a conversation of its own.
+            **kwargs: as for :meth:`transformers.GenerationMixin.generate`.
+
+        Returns:
+            One answer per question.
+        """
+        if not questions:
+            return []
+        views = torch.from_numpy(ViewPipeline(self.recipe.image_processing)(panorama))
+        chat = self.chat()
+        ids, mask = chat.prompts(questions)
+        made = self.generate(
+            views[None].to(self.device), ids.to(self.device), mask.to(self.device), **kwargs
+        )
+        return [chat.decode_answer(row) for row in made.tolist()]
+
+    def answer_each(
+        self, requests: Iterable[Request], *, batch_size: int = 8, **kwargs: Any
+    ) -> Iterator[tuple[Request, str | DataError]]:
+        """Answer a stream of questions; see :func:`panovlm.models.answering.answer_each`."""
+        return answer_each(self, requests, batch_size=batch_size, **kwargs)
 
 
-def _key(panorama: Panorama) -> Hashable:
-    """Return by what a panorama is known again: its place, or its pixels, which may change."""
-    if not isinstance(panorama, np.ndarray):
-        return as_picture(panorama)
-    pixels = hashlib.blake2b(np.ascontiguousarray(panorama).data).digest()
-    return panorama.shape, panorama.dtype.str, pixels
+def _panorama_of_rows(about: Tensor | None, seen: int, input_ids: Tensor) -> Tensor:
+    """Return which of the panoramas each prompt is about, int64 ``[B]``."""
+    count = input_ids.shape[0]
+    if about is None and seen in (1, count):
+        every = torch.arange(count, device=input_ids.device)
+        return every if seen == count else torch.zeros_like(every)
+    if about is None or about.shape != (count,):
+        told = "not told" if about is None else f"of shape {list(about.shape)}"
+        raise ConfigError(
+            f"there are {count} prompts and {seen} panoramas, but about, which says what each "
+            f"prompt is about, is {told}; give it as int64 of shape [{count}]."
+        )
+    return about
