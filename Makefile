@@ -20,7 +20,7 @@ types: setup
 
 # Each script measures again and writes its table on the page.
 bench: setup
-	for script in headers scan block views generation training_step saving growth caches; do \
+	for script in headers opening scan block views generation training_step saving growth caches; do \
 		$(BIN)/python benchmarks/$$script.py --update docs/performance.md || exit 1; \
 	done
 

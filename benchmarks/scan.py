@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -176,10 +175,16 @@ def _hold(name: str, shape: str, told: Any) -> None:
     torch.set_num_threads(1)
     args, candidate = arguments(*SHAPES[shape]), candidates()[name]
     gradients_of(candidate, arguments(1, 8, *SHAPES[shape][2:]))  # imports and compiles
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    before = pages * resource.getpagesize() / 1e6
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", "ascii")  # forget the largest so far
     seconds(candidate, args, gradients=True)
-    told.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 - before)
+    told.put(_resident("VmHWM") - before)
+
+
+def _resident(which: str) -> float:
+    """Return this process's memory in MB, now or at its largest."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(which))
 
 
 def measure(shape: str, runs: int) -> list[dict[str, object]]:

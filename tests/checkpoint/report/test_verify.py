@@ -65,7 +65,9 @@ def test_another_model_than_the_one_that_was_saved(run):
     assert found.verdict == "does not load: it is not the model that was saved"
     assert "models.overlap_ratio = 0.25" in found.checks[-1].detail
     plain = found.as_json()
-    assert plain["probe"]["differences"] == {"projector": ["output of another shape, or no longer finite"]}
+    assert plain["probe"]["differences"] == {
+        "projector": ["output of another shape, or no longer finite"]
+    }
     changed = verify(run, device=CPU, overrides={"overlap_ratio": 0.75})
     assert changed.holds and changed.verdict == "loads, changed by the settings that you gave"
     assert changed.as_json()["probe"]["expected"] == ["projector"]

@@ -124,8 +124,13 @@ class NumbaCall:
 
 
 def _empty(*size: int) -> Tensor:
-    """Return room for float32 numbers, whatever torch's default type (bf16-true changes it)."""
-    return torch.empty(size, dtype=torch.float32)
+    """Return room for float32 numbers.
+
+    numpy's, not torch's: it asks the system for huge pages where much is wanted. The states that
+    are kept for gradients are fresh memory in every step, whose small pages took longer than the
+    scan's own writing.
+    """
+    return torch.from_numpy(np.empty(size, np.float32))
 
 
 def _nothing(axes: int = 1) -> Tensor:
