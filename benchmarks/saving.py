@@ -31,7 +31,7 @@ from torch import nn
 from panovlm.training.background import AtomicCheckpointIO, BackgroundCheckpointIO
 
 WIDTH = 1024
-BATCH = 512
+BATCH = 256
 
 
 def build(megabytes: int) -> tuple[nn.Module, torch.optim.Optimizer]:
