@@ -140,6 +140,17 @@ def test_small_pictures_are_an_error(tmp_path, width, height):
         read_panorama(path)
 
 
+@pytest.mark.parametrize(("width", "height", "enough"), [(104, 56, True), (96, 56, False)])
+def test_the_least_size_is_that_of_the_file_however_it_is_decoded(tmp_path, width, height, enough):
+    path = Path(tmp_path / "small.jpg")
+    Image.new("RGB", (width, height), "red").save(path)
+    if enough:
+        assert read_panorama(path, lambda height, width: 2).shape == (height // 2, width // 2, 3)
+    else:
+        with pytest.raises(DataError, match=f"small.jpg has {width} x {height} pixels"):
+            read_panorama(path, lambda height, width: 2)
+
+
 def test_the_smallest_picture_is_read(tmp_path):
     Image.new("RGB", (100, 50), "red").save(tmp_path / "a.png")
     assert read_panorama(tmp_path / "a.png")[49, 99].tolist() == [255, 0, 0]

@@ -67,17 +67,18 @@ def read_panorama(source: Source, reduction: Reduction = _full) -> NDArray[np.ui
             pixels, has GPano metadata that cannot be, or is not of the declared layout.
     """
     picture = as_picture(source)
+    finer = 1
     try:
         with picture.open() as stream, Image.open(stream) as file:
             xmp = _bytes(file.info.get("xmp", b""))
             if picture.input.is_plain and not is_part(xmp, _upright(file)):
-                _decode_smaller(file, reduction)
+                finer = _decode_smaller(file, reduction)
             ImageOps.exif_transpose(file, in_place=True)
             pixels = _whole(_rgb(file), picture, xmp)
     except _DECODER_ERRORS as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else _reason(error, picture)
         raise DataError(f"cannot read the panorama {picture}: {reason}") from error
-    height, width = pixels.shape[:2]
+    height, width = (finer * side for side in pixels.shape[:2])
     if width < MIN_WIDTH or height < MIN_HEIGHT:
         raise DataError(
             f"the panorama {picture} has {width} x {height} pixels; "
@@ -165,18 +166,21 @@ def _upright(picture: Image.Image) -> tuple[int, int]:
     return (width, height) if picture.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
 
 
-def _decode_smaller(picture: Image.Image, reduction: Reduction) -> None:
+def _decode_smaller(picture: Image.Image, reduction: Reduction) -> int:
     """Choose the scale at which a JPEG file is decoded; nothing happens with other files.
+
+    Returns how many of the file's pixels one that is decoded stands for, along each side.
 
     Only scales that divide both sides are taken: the last pixel of others would lie partly beyond
     the seam.
     """
     factor = min(reduction(*_upright(picture)), 8)
-    width, height = picture.size
+    full = width, height = picture.size
     while factor > 1 and (width % factor or height % factor):
         factor //= 2
     if factor > 1:
         picture.draft(None, (width // factor, height // factor))
+    return full[0] // picture.size[0]
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
