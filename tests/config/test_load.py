@@ -211,7 +211,8 @@ def test_the_same_architecture_by_another_name_keeps_its_settings(
 def test_an_unknown_architecture_is_the_only_problem(today: Path) -> None:
     assert refusal(today, "models.resampler_type=bmamba", "models.resampler_depth=3") == [
         "command line: models.resampler_type: unknown resampler_type 'bmamba'; "
-        f"known: {', '.join(sorted(RESAMPLER_CONFIGS))}. Did you mean 'bimamba'?"
+        f"known: {', '.join(sorted(RESAMPLER_CONFIGS))}; "
+        "others come with the package that defines them. Did you mean 'bimamba'?"
     ]
 
 

@@ -165,7 +165,30 @@ def stage(**settings: object) -> dict[str, Any]:
         (
             {"models": {"resampler_type": "bmamba", "resampler_config": {"whatever": 1}}},
             "models.resampler_type: unknown resampler_type 'bmamba'; "
-            f"known: {', '.join(sorted(RESAMPLER_CONFIGS))}. Did you mean 'bimamba'?",
+            f"known: {', '.join(sorted(RESAMPLER_CONFIGS))}; "
+            "others come with the package that defines them. Did you mean 'bimamba'?",
+        ),
+        (
+            {"data": {"csv_train": [{"path": "a.csv", "wieght": 2}]}},
+            "data.csv_train[0].wieght: unknown key.",
+        ),
+        (
+            {"models": {"resampler_config": {"hidden_dim": 10**400}}},
+            "models.resampler_config.hidden_dim: expected a whole number of at most 63 bits, "
+            f"got 1{'0' * 56}....",
+        ),
+        (
+            {"models": {"resampler_type": "bimamba", "resampler_config": {"hidden_dim": 2**80}}},
+            "models.resampler_config.hidden_dim: expected a whole number of at most 63 bits, "
+            f"got {2**80}.",
+        ),
+        (
+            {"environment": {"seed": 2**32}},
+            "environment.seed: expected at most 4294967295, got 4294967296.",
+        ),
+        (
+            {"environment": {"threads": 10**11}},
+            "environment.threads: expected at most 4096, got 100000000000.",
         ),
         (
             {"models": {"resampler_type": 3, "resampler_config": {"whatever": 1}}},

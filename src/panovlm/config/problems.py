@@ -60,6 +60,11 @@ def unexpected(value: Any, *expected: str) -> ValidationError:
     return ValidationError([Problem((), expected, value)])
 
 
+def sentence(what: str) -> str:
+    """Return what is wrong with a full stop, unless it ends with a question."""
+    return what if what.endswith("?") else f"{what}."
+
+
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """Return the known word that ``word`` most probably means, if any is near."""
     import difflib

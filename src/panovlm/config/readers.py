@@ -21,6 +21,7 @@ Reader = Callable[[Any], Any]
 BLOCK = "a block of keys"
 _EXACT = 2**53
 """Up to here every whole number is a float; beyond, a float may have been another number."""
+_MOST = 2**63 - 1
 _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
 
@@ -75,6 +76,13 @@ def reader_of(annotation: Any, limits: Limits = UNLIMITED) -> Reader:
 
 
 def _whole(value: Any) -> int:
+    found = _any_whole(value)
+    if abs(found) > _MOST:  # neither a float nor a tensor's size could be made of it
+        raise unexpected(value, "a whole number of at most 63 bits")
+    return found
+
+
+def _any_whole(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return int(value)
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
@@ -137,7 +145,7 @@ def _limited(read: Reader, limits: Limits) -> Reader:
         return read
     words = ((limits.ge, "at least"), (limits.gt, "more than"))
     words += ((limits.le, "at most"), (limits.lt, "less than"))
-    expected = [f"{word} {limit:g}" for limit, word in words if limit is not None]
+    expected = [f"{word} {limit:.12g}" for limit, word in words if limit is not None]
 
     def number(value: Any) -> Any:
         found = read(value)

@@ -79,7 +79,7 @@ Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 class Environment(StrictModel):
     """Machine and reproducibility."""
 
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, le=2**32 - 1)
     """Seed of initial weights, order of the data and augmentation."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     """Where training runs."""
@@ -89,7 +89,7 @@ class Environment(StrictModel):
     """Lightning's name of the distribution strategy."""
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "auto"
     """``auto``: bf16-mixed on an accelerator that supports it, else 32-true."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """CPU threads of torch; unset: torch decides."""
     scan_backend: Literal["auto", "torch", "numba", "triton", "mamba_ssm"] = "auto"
     """What computes Mamba's selective scan, to the same numbers. ``numba``: compiled loops on the

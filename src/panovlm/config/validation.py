@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from panovlm.config.base import StrictModel
 from panovlm.config.fields import block_at, canonical_type, paths_of
 from panovlm.config.lines import Lines, Path, dotted
-from panovlm.config.problems import REQUIRED, UNKNOWN, Problem, ValidationError, nearest
+from panovlm.config.problems import REQUIRED, UNKNOWN, Problem, ValidationError, nearest, sentence
 from panovlm.errors import ConfigError
 
 Model = TypeVar("Model", bound=StrictModel)
@@ -49,7 +49,7 @@ def explain(
 
 
 def _line(place: str, what: str) -> str:
-    return (f"{place}: " if place else "") + what + ("" if what.endswith("?") else ".")
+    return (f"{place}: " if place else "") + sentence(what)
 
 
 def _written_path(
@@ -99,7 +99,7 @@ def _unknown(path: Path, model: type[StrictModel], mapping: Mapping[str, Any]) -
     near = nearest(key, known)
     if near:
         return f"unknown key; did you mean {near}?"
-    return "unknown key" + (f"; known here: {', '.join(known)}" if len(known) <= 12 else "")
+    return "unknown key" + (f"; known here: {', '.join(known)}" if 0 < len(known) <= 12 else "")
 
 
 def _resampler_type(mapping: Mapping[str, Any]) -> str:

@@ -123,5 +123,16 @@ class TestFingerprint:
         assert base != fingerprint({"a": (1, 2)})
 
 
+def test_a_resampler_of_a_package_that_is_not_there():
+    """The document may be right: nobody is sent to remove it."""
+    with pytest.raises(CheckpointError) as told:
+        parse({"fingerprint": "f", "recipe": {"models": {"resampler_type": "avgpool"}}}, "a.json")
+    assert "others come with the package that defines them. Did you mean 'avg_pool'? The" in str(
+        told.value
+    )
+    assert str(told.value).endswith("install the package that defines that resampler.")
+    assert "remove" not in str(told.value)
+
+
 def test_versions():
     assert library_versions()["transformers"].startswith("5.")

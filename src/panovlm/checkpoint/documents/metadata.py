@@ -18,7 +18,7 @@ from panovlm.checkpoint.formats.header import RECORD
 from panovlm.checkpoint.names.keymap import MARKERS
 from panovlm.config.base import Field, StrictModel
 from panovlm.config.model_recipe import LoRASettings, Recipe
-from panovlm.config.problems import ValidationError
+from panovlm.config.problems import ValidationError, sentence
 from panovlm.errors import CheckpointError
 
 SCHEMA_VERSION = 1
@@ -193,9 +193,13 @@ def parse(document: Mapping[str, Any], origin: str) -> CheckpointMetadata:
     try:
         return CheckpointMetadata.model_validate(document)
     except ValidationError as error:
+        problem = error.problems[0]
+        mend = "remove it and run `panovlm add-metadata` to write it anew."
+        if problem.path[-1:] == ("resampler_type",):
+            mend = "if not, install the package that defines that resampler."
         raise CheckpointError(
-            f"{origin}: {error.problems[0]}. The file was edited or written by another "
-            "program; remove it and run `panovlm add-metadata` to write it anew."
+            f"{origin}: {sentence(str(problem))} The file was edited or written by another "
+            f"program; {mend}"
         ) from error
 
 

@@ -17,7 +17,7 @@ from panovlm.checkpoint.formats.header import MAX_RECORD, RECORD, Header
 from panovlm.checkpoint.names.keymap import KeyMap
 from panovlm.config.base import StrictModel
 from panovlm.config.model_recipe import Recipe
-from panovlm.config.problems import ValidationError
+from panovlm.config.problems import ValidationError, sentence
 from panovlm.errors import CheckpointError
 
 _BLOCK = 4096
@@ -92,9 +92,10 @@ class RecipeRecord(StrictModel):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
+            problem = sentence(str(error.problems[0]))
             raise CheckpointError(
-                f"{origin} cannot be used: {error.problems[0]}. It was written by another version "
-                "of PanoVLM, or damaged; open it with that version, or take another copy."
+                f"{origin} cannot be used: {problem} It was written by another version of PanoVLM, "
+                "or damaged; open it with that version, or take another copy."
             ) from error
 
 

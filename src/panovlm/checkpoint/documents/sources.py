@@ -27,7 +27,7 @@ from panovlm.checkpoint.find.locate import ADAPTER_CONFIG, Location
 from panovlm.checkpoint.formats import Header
 from panovlm.config.legacy import original_run_mapping, translate
 from panovlm.config.model_recipe import Layout, Recipe
-from panovlm.config.problems import ValidationError
+from panovlm.config.problems import ValidationError, sentence
 from panovlm.errors import CheckpointError
 
 
@@ -269,8 +269,8 @@ def _hugging_face_recipe(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return flatten_stated(Recipe.model_validate({**recipe, "models": models}))
     except ValidationError as error:
         raise CheckpointError(
-            f"{path}: recipe.{error.problems[0]}. The file was edited or is of another "
-            "version; save the model again."
+            f"{path}: recipe.{sentence(str(error.problems[0]))} The file was edited or is of "
+            "another version; save the model again."
         ) from error
 
 

@@ -72,6 +72,7 @@ def recipe(name: str) -> ResamplerRecipe:
         near = nearest(name.lower(), spellings)
         hint = f" Did you mean {near!r}?" if near else ""
         raise ConfigError(
-            f"unknown resampler_type {name!r}; known: {', '.join(sorted(recipes()))}.{hint}"
+            f"unknown resampler_type {name!r}; known: {', '.join(sorted(recipes()))}; "
+            f"others come with the package that defines them.{hint}"
         )
     return found
