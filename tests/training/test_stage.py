@@ -11,6 +11,7 @@ import pytest
 
 from panovlm.config.schema import Settings
 from panovlm.errors import ConfigError, DataError
+from panovlm.training.run import train
 from panovlm.training.stage import optimizer_steps, stage_data, stage_model, training_processes
 from panovlm.training.tables import Tables
 
@@ -124,6 +125,18 @@ def test_processes(make_settings: MakeSettings) -> None:
     assert training_processes(make_settings(Path("runs"))) == 1
     two = make_settings(Path("runs"), "environment.devices=2", "environment.strategy=ddp")
     assert training_processes(two) == 2
+
+
+def test_devices_that_a_machine_cannot_have(make_settings: MakeSettings) -> None:
+    settings = make_settings(Path("runs"), "environment.devices=-1")
+    with pytest.raises(ConfigError, match=r"cannot train with .*environment\.devices -1"):
+        training_processes(settings)
+
+
+def test_an_experiment_without_stages(make_settings: MakeSettings) -> None:
+    settings = make_settings(Path("runs"), "training.stages=[]")
+    with pytest.raises(ConfigError, match=r"^training\.stages is empty; name some of vision, res"):
+        train(settings)
 
 
 def test_a_stage_without_table(make_settings: MakeSettings) -> None:

@@ -64,7 +64,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._unusable(f"{path}: {error.strerror}.") from error
+            raise self._unusable(f"{path}: {error.strerror}") from error
         if hashlib.sha256(content).digest() != told:
             path.unlink(missing_ok=True)
             raise DamagedEntryError(f"{path} was damaged and has been removed")
@@ -112,8 +112,8 @@ class Store:
 
     def _unusable(self, reason: str) -> ConfigError:
         return ConfigError(
-            f"{self.kind} cannot be kept: {reason} Choose another folder (paths.cache_dir), or "
-            f"keep no {self.kind} (training.cache_{self.kind}: false)."
+            f"{self.kind} cannot be kept: {reason.rstrip('.')}. Choose another folder "
+            f"(paths.cache_dir), or keep no {self.kind} (training.cache_{self.kind}: false)."
         )
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from panovlm.atomic import remove_leftovers, write_bytes
 from panovlm.checkpoint.find.locate import CONFIG, locate
 from panovlm.checkpoint.loading.borrow import NOTHING, find_left_out
-from panovlm.config.schema import Settings
+from panovlm.config.schema import STAGES, Settings
 from panovlm.data.module import PanoramaData
 from panovlm.data.synthetic import write_scenes
 from panovlm.errors import CheckpointError, ConfigError, PanoVLMError
@@ -102,6 +102,8 @@ class _Run:
     def stages(self, names: Sequence[str], *, resume: bool) -> Path:
         """Run stages; return the folder of the last."""
         settings = self.settings
+        if not settings.training.stages:
+            raise ConfigError(f"training.stages is empty; name some of {', '.join(STAGES)}.")
         unknown = [name for name in names if name not in settings.training.stages]
         if unknown or not names:
             raise ConfigError(

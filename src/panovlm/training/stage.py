@@ -276,7 +276,7 @@ def _trainer(settings: Settings, **arguments: Any) -> lightning.Trainer:
             enable_model_summary=False,
             **arguments,
         )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         chosen = ", ".join(
             f"environment.{field} {getattr(environment, field)}"
             for field in ("accelerator", "devices", "strategy", "precision")

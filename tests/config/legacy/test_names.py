@@ -246,6 +246,8 @@ def test_temperature_zero_means_no_sampling() -> None:
     assert translate(nested("generation.temperature", 0.0)).mapping == {
         "generation": {"do_sample": False}
     }
+    said_otherwise = nested("generation.temperature", False)
+    assert translate(said_otherwise).mapping == said_otherwise  # and refused as no number
 
 
 @pytest.mark.parametrize(("alias", "stage"), STAGE_ALIASES.items())

@@ -192,7 +192,8 @@ def _translate_values(draft: Draft) -> None:
     if draft.get(results) in (None, ""):  # the original took its default for either
         draft.drop(results, "the usual folder is taken")
     temperature = ("generation", "temperature")
-    if draft.get(temperature) == 0:
+    given = draft.get(temperature)
+    if given == 0 and not isinstance(given, bool):
         draft.drop(temperature, "0 is read as do_sample: false")
         draft.put(("generation", "do_sample"), False)
 
