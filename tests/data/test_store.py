@@ -97,9 +97,7 @@ def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        ConfigError, match=r"views cannot be kept: .*\. Choose .*paths\.cache"
-    ):
+    with pytest.raises(ConfigError, match=r"views cannot be kept: .*\. Choose .*paths\.cache"):
         Store(tmp_path / "file", "views").write(KEY, TENSORS)
     with pytest.raises(ConfigError, match=r"views cannot be kept: .*Not a directory"):
         Store(tmp_path / "file", "views").read(KEY)

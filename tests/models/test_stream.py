@@ -225,6 +225,12 @@ def test_batches_of_nothing_are_refused():
         list(build().answer_each([], batch_size=0))
 
 
+@pytest.mark.parametrize("request_", ["room.jpg", ("room.jpg",), ("room.jpg", 3), ["a", "b", "c"]])
+def test_what_is_no_pair_is_refused(request_: object):
+    with pytest.raises(ConfigError, match=r"pair of a panorama and a question in text, got ['(\[]"):
+        list(build().answer_each([request_]))
+
+
 def test_gradients_are_as_before_between_answers():
     model = build()
     for _ in model.answer_each([(picture(0), "blue")], **GREEDY):

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from panovlm.config.problems import shown
 from panovlm.errors import ConfigError, DataError
 from panovlm.models.language.continuous import Beginning, ContinuousBatch
 from panovlm.panorama.picture import Source, as_picture
@@ -50,8 +51,8 @@ def answer_each(
         the answer an error, where the panorama cannot be read.
 
     Raises:
-        ConfigError: the model has no tokenizer, or the batch, one of the arguments or the language
-            model does not allow it.
+        ConfigError: a request is no such pair, the model has no tokenizer, or the batch, one of the
+            arguments or the language model does not allow it.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
@@ -66,12 +67,13 @@ def answer_each(
         if not entering and not len(batch):
             return
         for request in entering:
+            panorama, question = _pair(request)
             try:
-                look = looks.at(request[0])
+                look = looks.at(panorama)
             except DataError as error:
                 yield request, error
                 continue
-            ids = torch.tensor([chat.prompt(request[1])], device=model.device)
+            ids = torch.tensor([chat.prompt(question)], device=model.device)
             inputs = model.fuse(
                 None, ids, None, None, vision_tokens=look.tokens, padding_side="left"
             )
@@ -79,6 +81,17 @@ def answer_each(
         batch.step()
         for (request, _), made in batch.finished():
             yield request, chat.decode_answer(made)
+
+
+def _pair(request: object) -> tuple[Any, str]:
+    """Return panorama and question of a request; a path alone would be taken for its letters."""
+    match request:
+        case (panorama, str(question)):
+            return panorama, question
+        case _:
+            raise ConfigError(
+                f"a request is a pair of a panorama and a question in text, got {shown(request)}."
+            )
 
 
 class _Look:

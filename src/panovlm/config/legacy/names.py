@@ -193,7 +193,7 @@ def _translate_values(draft: Draft) -> None:
         draft.drop(results, "the usual folder is taken")
     temperature = ("generation", "temperature")
     given = draft.get(temperature)
-    if given == 0 and not isinstance(given, bool):
+    if not isinstance(given, bool) and given == 0:
         draft.drop(temperature, "0 is read as do_sample: false")
         draft.put(("generation", "do_sample"), False)
 
