@@ -59,8 +59,13 @@ def infer_vicreg_projector(shapes: Shapes) -> Observations | None:
     places = shapes.indices("mlp")
     if not places:
         return None
+    bare = [f"{shapes.prefix}mlp.{i}.weight" for i in places if f"mlp.{i}.weight" not in shapes]
+    if bare:
+        raise ContradictionError(
+            f"{bare[0]} is absent, though its layer is there; the checkpoint is incomplete."
+        )
     linear = [i for i in places if len(shapes[f"mlp.{i}.weight"]) == 2]
-    if linear != [3 * j for j in range(len(linear))]:
+    if not linear or linear != [3 * j for j in range(len(linear))]:
         raise ContradictionError(
             f"{shapes.prefix}mlp has matrices at places {linear}; multiples of three from 0 on "
             "were expected."
