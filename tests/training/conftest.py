@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from panovlm.cli.quiet import quiet_trainer
 from panovlm.config.load import load_settings
 from panovlm.config.schema import Settings
 from panovlm.data.synthetic import write_scenes
+from panovlm.models.language.tokenizer import word_tokenizer
 
 SMALL = Path(__file__).parent.parent / "small.yaml"
 
@@ -50,3 +52,18 @@ def make_settings(small_file: Path) -> MakeSettings:
         return load_settings(small_file, [f"paths.runs_dir={runs}", *overrides])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The small experiment's backbones, each saved in a folder as a published one is."""
+    root = tmp_path_factory.mktemp("backbones")
+    models = load_settings(SMALL).models
+    torch.manual_seed(1)
+    tower = AutoModel.from_config(AutoConfig.for_model(**models.vision_config or {}))
+    tower.save_pretrained(root / "tower")
+    tokenizer = word_tokenizer(["what is left of the red ball ? You are a helpful assistant ."])
+    config = {**(models.language_config or {}), "vocab_size": len(tokenizer)}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).save_pretrained(root / "lm")
+    tokenizer.save_pretrained(root / "lm")
+    return {"vision": root / "tower", "language": root / "lm"}

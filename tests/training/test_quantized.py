@@ -9,37 +9,21 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from panovlm.checkpoint.saving.convert import convert
-from panovlm.config.load import load_settings
 from panovlm.errors import ConfigError, MissingDependencyError
 from panovlm.models.language.quantized import quantized
-from panovlm.models.language.tokenizer import word_tokenizer
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.image import read_panorama
 from panovlm.panorama.pipeline import ViewPipeline
+from panovlm.training.checkpoints import CheckpointWriter
 from panovlm.training.dry_run import plan
 from panovlm.training.run import train
 from panovlm.training.rundir import BEST, LAST
 
 SMALL = Path(__file__).parent.parent / "small.yaml"
 ALONE = ("training.stages=[finetune]", "training.stage_configs.finetune.epochs={}")
-
-
-@pytest.fixture(scope="module")
-def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The small experiment's backbones, each saved in a folder as a published one is."""
-    root = tmp_path_factory.mktemp("backbones")
-    models = load_settings(SMALL).models
-    torch.manual_seed(1)
-    tower = AutoModel.from_config(AutoConfig.for_model(**models.vision_config or {}))
-    tower.save_pretrained(root / "tower")
-    tokenizer = word_tokenizer(["what is left of the red ball ? You are a helpful assistant ."])
-    config = {**(models.language_config or {}), "vocab_size": len(tokenizer)}
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).save_pretrained(root / "lm")
-    tokenizer.save_pretrained(root / "lm")
-    return {"vision": root / "tower", "language": root / "lm"}
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +103,13 @@ def test_the_other_kinds(kind: str, settings_of: Any, tmp_path: Path) -> None:
     assert {layer.kind for _, layer in quantized(loaded.language_model)} == {kind}
 
 
-def test_an_interrupted_stage_goes_on(settings_of: Any, tmp_path: Path) -> None:
+def test_an_interrupted_stage_goes_on(
+    settings_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     two = [part.format(2) for part in ALONE]
     constant = "training.stage_configs.finetune.schedule=constant"
     whole = quietly(settings_of(tmp_path / "whole", *two, constant))
     expected = stored(whole / LAST)
-    from panovlm.training.checkpoints import CheckpointWriter
-
     write = CheckpointWriter._write_last
 
     def once(self: CheckpointWriter, trainer: Any) -> None:
@@ -134,12 +118,9 @@ def test_an_interrupted_stage_goes_on(settings_of: Any, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     settings = settings_of(tmp_path / "half", *two, constant)
-    CheckpointWriter._write_last = once  # type: ignore[method-assign]
-    try:
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            quietly(settings)
-    finally:
-        CheckpointWriter._write_last = write  # type: ignore[method-assign]
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+        patch.setattr(CheckpointWriter, "_write_last", once)
+        quietly(settings)
     half = quietly(settings, resume=True)
     found = stored(half / LAST)
     assert found.keys() == expected.keys()

@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from panovlm.checkpoint.resolve import resolve
-from panovlm.config.load import load_settings
 from panovlm.errors import CheckpointError, ConfigError, ContradictionError
-from panovlm.models.language.tokenizer import word_tokenizer
 from panovlm.models.model import PanoramaVLM
 from panovlm.training.run import train
 from panovlm.training.rundir import BEST, LAST
@@ -24,21 +22,6 @@ from panovlm.training.rundir import BEST, LAST
 SMALL = Path(__file__).parent.parent / "small.yaml"
 PREFIXES = ("vision_backbone.encoder.", "language_model.")
 TRAINS = "training.stage_configs.{}.trainable={}"
-
-
-@pytest.fixture(scope="module")
-def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The small experiment's backbones, each saved in a folder as a published one is."""
-    root = tmp_path_factory.mktemp("backbones")
-    models = load_settings(SMALL).models
-    torch.manual_seed(1)
-    tower = AutoModel.from_config(AutoConfig.for_model(**models.vision_config or {}))
-    tower.save_pretrained(root / "tower")
-    tokenizer = word_tokenizer(["what is left of the red ball ? You are a helpful assistant ."])
-    config = {**(models.language_config or {}), "vocab_size": len(tokenizer)}
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).save_pretrained(root / "lm")
-    tokenizer.save_pretrained(root / "lm")
-    return {"vision": root / "tower", "language": root / "lm"}
 
 
 @pytest.fixture(scope="module")
