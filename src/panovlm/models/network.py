@@ -21,6 +21,7 @@ from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.fusion import fuse_vision
 from panovlm.models.language.rotary import VisionRope
 from panovlm.models.language.segments import segment_mask, segment_positions
+from panovlm.models.precision import in_dtype_of
 from panovlm.models.self_description import SelfDescribingModel
 from panovlm.models.vision.backbone import VisionBackbone
 from panovlm.models.vision.directions import TokenDirections
@@ -134,7 +135,7 @@ class PanoramaNetwork(SelfDescribingModel):
             ``[B·V, S, Dv]``.
         """
         pixels = as_views(pixel_values).flatten(0, 1)
-        return self.vision_backbone(_in_dtype_of(self.vision_backbone, pixels))
+        return self.vision_backbone(in_dtype_of(self.vision_backbone, pixels))
 
     def seen(self, views: Views) -> SeenViews:
         """Return what the tower makes of views, unless that is what is given."""
@@ -164,7 +165,7 @@ class PanoramaNetwork(SelfDescribingModel):
         features = seen.features.flatten(0, 1)
         grid = self.view_grid(seen.size, features.shape[1])
         tokens = self.resampler_module(
-            _in_dtype_of(self.resampler_module, features),
+            in_dtype_of(self.resampler_module, features),
             grid,
             num_views=seen.num_views,
             apart=self.projector.apart,
@@ -191,7 +192,7 @@ class PanoramaNetwork(SelfDescribingModel):
         num_views = seen.num_views
         if self.vision_rope is not None:
             self.vision_rope.know(self.projector.places(num_views, tokens.shape[1], grid))
-        return self.projector(_in_dtype_of(self.projector, tokens), num_views, grid)
+        return self.projector(in_dtype_of(self.projector, tokens), num_views, grid)
 
     # ------------------------------------------------------------------ language
 
@@ -311,13 +312,3 @@ class PanoramaNetwork(SelfDescribingModel):
             count = vision_tokens.shape[1]
             inputs["position_ids"] = self.vision_rope.positions(base, fused.numbers, count)
         return inputs
-
-
-def _in_dtype_of(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return a component's inputs in the type of its weights; these may differ between components.
-
-    They stay as they are where it has no weights, or where FSDP keeps them in one flat parameter of
-    a module further out.
-    """
-    types = (p.dtype for p in module.parameters() if p.is_floating_point())
-    return inputs.to(next(types, inputs.dtype))
