@@ -210,7 +210,7 @@ def inspecting(kind: str, files: Mapping[str, Path], runs: int) -> Iterator[str]
     times: dict[str, list[tuple[float, float]]] = {size: [] for size in files}
     for _ in range(runs):
         for size, path in files.items():
-            words = [sys.executable, "-m", "panovlm.cli.main", "inspect", str(path)]
+            words = [sys.executable, "-m", "panovlm", "inspect", str(path)]
             before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             subprocess.run(words, stdout=subprocess.DEVNULL, check=True, env=environment())
             seconds = time.perf_counter() - begun

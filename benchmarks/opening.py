@@ -57,7 +57,7 @@ text = json.dumps(found, sort_keys=True).encode()
 print(json.dumps({"seconds": seconds, "found": hashlib.sha256(text).hexdigest()}))
 """
 COMMANDS = {
-    "panovlm inspect": ["-m", "panovlm.cli.main", "inspect"],
+    "panovlm inspect": ["-m", "panovlm", "inspect"],
     "import torch and torch.load to the meta device": [
         "-c",
         "import sys, torch; torch.load(sys.argv[1], map_location='meta', weights_only=True)",

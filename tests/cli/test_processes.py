@@ -18,7 +18,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "panovlm.cli.main", *map(str, arguments)]
+    return [sys.executable, "-m", "panovlm", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:

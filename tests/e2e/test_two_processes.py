@@ -33,7 +33,7 @@ def test_two_processes_train_one_model(experiment: Path, tmp_path: Path) -> None
         f"paths.cache_dir={tmp_path / 'cache'}",
         runs,
     ]
-    command = [sys.executable, "-m", "panovlm.cli.main", "train", "-c"]
+    command = [sys.executable, "-m", "panovlm", "train", "-c"]
     done = subprocess.run(
         [*command, str(experiment / "small.yaml"), *changes],
         capture_output=True,

@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "base.yaml").write_text(SMALL.read_text().replace("SCENES", "scenes"))
     (folder / "sweep.yaml").write_text(SWEEP)
     (folder / "broken.csv").write_text("url,instruction,response\nbroken.csv,What?,a\n")
-    command = [sys.executable, "-m", "panovlm.cli.main", "sweep", "sweep.yaml"]
+    command = [sys.executable, "-m", "panovlm", "sweep", "sweep.yaml"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE)
     results = folder / "sweeps" / "sweep"
     while process.poll() is None and not begun(results):

@@ -126,7 +126,3 @@ class _Version(argparse.Action):
 
         print(f"panovlm {version('panovlm')}")
         parser.exit()
-
-
-if __name__ == "__main__":
-    run()

@@ -118,7 +118,7 @@ def _fault_here(path: Path) -> str:
 
 def _fault_elsewhere(path: Path) -> str:
     """Load a checkpoint in a new process, without hub and GPU; return what is wrong with it."""
-    command = [sys.executable, "-m", "panovlm.cli.main", "verify", str(path), "--json"]
+    command = [sys.executable, "-m", "panovlm", "verify", str(path), "--json"]
     home = str(Path(panovlm.__file__).parents[1])
     inherited = os.environ.get("PYTHONPATH")
     alone = {
