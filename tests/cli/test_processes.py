@@ -26,20 +26,27 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("sign", "code", "last_word"),
-    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")],
-    ids=["Ctrl-C", "SIGTERM"],
+    ("sign", "workers", "code", "last_word"),
+    [
+        (signal.SIGINT, 0, 130, "interrupted\n"),
+        (signal.SIGTERM, 0, 143, ""),
+        (signal.SIGTERM, 2, 143, ""),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM to all"],
 )
 def test_a_signal_in_the_middle_of_training(
-    sign: int, code: int, last_word: str, small_file: Path, tmp_path: Path
+    sign: int, workers: int, code: int, last_word: str, small_file: Path, tmp_path: Path
 ) -> None:
+    """With loaders the signal reaches them too, as from `timeout` or a cluster's queue."""
     more = ["training.stage_configs.vision.epochs=400", f"paths.runs_dir={tmp_path}"]
+    more.append(f"training.num_workers={workers}")
     process = subprocess.Popen(
         command("train", "-c", small_file, *more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        start_new_session=True,
         # Shells start background jobs, such as a suite of tests, with Ctrl-C ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -47,7 +54,7 @@ def test_a_signal_in_the_middle_of_training(
     while process.poll() is None and not last.exists():
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.01)
-    process.send_signal(sign)
+    os.killpg(process.pid, sign)
     out, err = process.communicate()
     assert (process.returncode, err) == (code, last_word)
     assert f"; --resume continues from {last}\n" in out

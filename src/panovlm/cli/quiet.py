@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 
 from panovlm.errors import AssumedSettingsWarning
@@ -20,6 +21,8 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not sys.stderr.isatty():  # in a log, bars of downloads and loading are only noise
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # It warns of kernels that it does not find, which are not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Every command lists what is assumed by itself.

@@ -10,7 +10,6 @@ from typing import Any, cast
 import lightning
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from panovlm.atomic import remove_leftovers, write_bytes
@@ -214,22 +213,25 @@ class _Run:
             trainer.fit(
                 module, datamodule=data, ckpt_path=str(last) if last else None, weights_only=True
             )
-        except SystemExit as stop:
-            if not trainer.interrupted:
-                raise
-            where = going_on if saved.is_file() else "nothing was saved yet"
-            self._tell(f"stage {module.stage}: stopped at step {trainer.global_step}; {where}")
-            if isinstance(stop, SIGTERMException):
-                raise SystemExit(128 + signal.SIGTERM) from stop
-            # Lightning answers Ctrl-C by leaving the process, and turns a deaf ear to it from then.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from stop
         except torch.OutOfMemoryError as error:
             raise PanoVLMError(
                 f"stage {module.stage} does not fit into the accelerator's memory "
                 f"({str(error).splitlines()[0]}). Lower batch_size, raise accumulate_grad_batches "
                 "by the same factor, and train the stage anew."
             ) from error
+        except (SystemExit, RuntimeError) as stop:
+            # Who ends a job often signals all its processes. Then a loader's end can be noticed, as
+            # a RuntimeError, before Lightning answers the signal to this process.
+            terminated = trainer.received_sigterm
+            if not terminated and not (isinstance(stop, SystemExit) and trainer.interrupted):
+                raise
+            where = going_on if saved.is_file() else "nothing was saved yet"
+            self._tell(f"stage {module.stage}: stopped at step {trainer.global_step}; {where}")
+            if terminated:
+                raise SystemExit(128 + signal.SIGTERM) from stop
+            # Lightning answers Ctrl-C by leaving the process, and turns a deaf ear to it from then.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from stop
 
     def _is_complete(self, name: str, folder: Path) -> bool:
         """Tell whether a stage was finished.
