@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from panovlm.errors import DataError
 from panovlm.panorama.cubemap import cube_to_erp, face_size
+from panovlm.panorama.decode import ORIENTATION, decoded
 from panovlm.panorama.gpano import complete, is_part, refuse_beside
 from panovlm.panorama.partial import whole_of_part, whole_size
 from panovlm.panorama.picture import Picture, Source, as_picture
@@ -30,9 +31,6 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 """What Pillow raises for missing, damaged, cut or oversized files, depending on the format."""
-
-_ORIENTATION = 0x0112
-"""EXIF tag; from 5 on, width and height change places."""
 
 Reduction = Callable[[int, int], int]
 """From the height and width of a panorama to what both may be divided by: 1, 2, 4, ..."""
@@ -73,8 +71,7 @@ def read_panorama(source: Source, reduction: Reduction = _full) -> NDArray[np.ui
             xmp = _bytes(file.info.get("xmp", b""))
             if picture.input.is_plain and not is_part(xmp, _upright(file)):
                 finer = _decode_smaller(file, reduction)
-            ImageOps.exif_transpose(file, in_place=True)
-            pixels = _whole(_rgb(file), picture, xmp)
+            pixels = _whole(decoded(file, stream, finer), picture, xmp)
     except _DECODER_ERRORS as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else _reason(error, picture)
         raise DataError(f"cannot read the panorama {picture}: {reason}") from error
@@ -163,7 +160,7 @@ def _reason(error: Exception, picture: Picture) -> str:
 def _upright(picture: Image.Image) -> tuple[int, int]:
     """Return height and width of a picture once it is turned by its EXIF orientation."""
     width, height = picture.size
-    return (width, height) if picture.getexif().get(_ORIENTATION, 1) >= 5 else (height, width)
+    return (width, height) if picture.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
 
 
 def _decode_smaller(picture: Image.Image, reduction: Reduction) -> int:
@@ -181,19 +178,6 @@ def _decode_smaller(picture: Image.Image, reduction: Reduction) -> int:
     if factor > 1:
         picture.draft(None, (width // factor, height // factor))
     return full[0] // picture.size[0]
-
-
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels [H, W, 3] of a picture of any mode."""
-    if image.mode.startswith("I;16"):
-        grey = np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"its pixels are 32-bit (mode {image.mode}), with no defined white; "
-            "save it with 8 or 16 bits per channel"
-        )
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _bytes(xmp: object) -> bytes:
