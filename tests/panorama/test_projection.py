@@ -101,6 +101,42 @@ def test_corner_of_a_large_panorama_equals_py360convert():
         assert largest_difference(view, reference(erp, camera, (96, 96))) <= 1
 
 
+@pytest.mark.parametrize("width", [96, 94, 95])  # 4, 2, 1 pixels stay together
+def test_a_panorama_read_row_by_row_equals_py360convert(width):
+    erp = np.random.default_rng(1).integers(0, 256, (1024, 2048, 3), dtype=np.uint8)
+    assert erp[..., 0].size >= projection._LARGE
+    cameras = tuple(Camera(yaw, 0, 90, 60) for yaw in (-180, 0, 45, 170))
+    views = project(erp, cameras, (60, width))
+    for view, camera in zip(views, cameras, strict=True):
+        assert np.array_equal(view, reference(erp, camera, (60, width)))
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("grid", ["corner", "centre"])
+@pytest.mark.parametrize("pixels", [NOISE, NOISE[..., 0], NOISE[..., :2].astype(np.float32)])
+@settings(max_examples=15, deadline=None)
+@given(
+    camera=st.builds(
+        Camera,
+        yaw=st.floats(-360, 360),
+        pitch=st.floats(-90, 90),
+        hfov=st.floats(1, 150),
+        vfov=st.floats(1, 150),
+    ),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+def test_the_order_of_reading_changes_nothing(pixels, grid, antialias, camera, size):
+    cameras = (camera, Camera(0, 0, 90, 90))
+    views = []
+    for large in (2**30, 0):
+        projection._maps.cache_clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(projection, "_LARGE", large)
+            views.append(project(pixels, cameras, size, grid=grid, antialias=antialias))
+    projection._maps.cache_clear()
+    assert np.array_equal(*views)
+
+
 @pytest.mark.parametrize("yaw", [0, 101.3, 180, -180])
 @pytest.mark.parametrize("pitch", [0, 30, -62, 89.9, 90, -90])
 def test_centre_equals_the_exact_formula(yaw, pitch):

@@ -1,11 +1,14 @@
 """Projection of an equirectangular panorama onto pinhole views, seamless and right at the poles.
 
 The coordinates that a set of cameras looks at are computed once and kept; projecting is then one
-``cv2.remap`` for all views together.
+``cv2.remap`` for all views together. A large panorama is read row by row, and what was read is put
+into its place in the views afterwards: in the order of the views, memory would be waited for at
+almost every pixel.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,6 +28,13 @@ from panovlm.panorama.geometry import (
 
 SIDE_LIMIT = 32766
 """Longest side in pixels that cv2.remap reads or writes."""
+
+_LARGE = 2**20
+"""Pixels of a panorama that no longer stays near the processor while it is read in any order."""
+_BAND = 8
+"""Rows of a large panorama that are read together, from left to right."""
+_RUN = 4
+"""Pixels of a view that are read together there, and put into their place together."""
 
 Array = NDArray[Any]
 
@@ -84,15 +94,20 @@ def _project_stack(
     if supersample > 1:
         target = (size[1], size[0] * len(cameras))
         stack = cv2.resize(stack, target, interpolation=cv2.INTER_AREA)
-    return stack
+    if maps.places is None:
+        return stack
+    return stack.reshape(len(maps.places), -1).take(maps.places, axis=0)
 
 
 class _Maps(NamedTuple):
-    """Coordinates for cv2.remap, and whether some lie beyond the first or last row's centre."""
+    """Coordinates for cv2.remap."""
 
     first: NDArray[Any]
     second: NDArray[Any]
+    places: NDArray[np.intp] | None
+    """Where each run of pixels of the views is in what is read; None: in its place."""
     poles: bool
+    """Whether some lie beyond the first or last row's centre."""
 
 
 @lru_cache(maxsize=4)
@@ -121,11 +136,33 @@ def _maps(
     """
     x, y = erp_coordinates(*_angles(cameras, size, grid, supersample), *erp_size)
     poles = bool(y.min() < 0 or y.max() > erp_size[0] - 1)
+    places = None
+    if erp_size[0] * erp_size[1] >= _LARGE:
+        block = supersample, supersample * math.gcd(size[1], _RUN)
+        corners = np.s_[:: block[0], :: block[1]]
+        order = _reading_order(x[corners], y[corners], erp_size[1])
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        x, y = _reordered(x, order, block), _reordered(y, order, block)
     if grid == "corner":
         whole, fraction = cv2.convertMaps(x + 1, y + 1, cv2.CV_16SC2)
         whole -= np.array([1, 0 if poles else 1], np.int16)
-        return _Maps(whole, fraction, poles)
-    return _Maps(x.astype(np.float32), (y + poles).astype(np.float32), poles)
+        return _Maps(whole, fraction, places, poles)
+    return _Maps(x.astype(np.float32), (y + poles).astype(np.float32), places, poles)
+
+
+def _reading_order(x: Floats, y: Floats, width: int) -> NDArray[np.intp]:
+    """Return the numbers of places in a panorama: band for band, from left to right in each."""
+    band = (y.astype(np.int64) // _BAND).ravel()
+    return np.argsort(band * width + x.astype(np.int64).ravel(), kind="stable")
+
+
+def _reordered(values: Floats, order: NDArray[np.intp], block: tuple[int, int]) -> Floats:
+    """Put the blocks of an array [H, W] into another order; ``block`` is their (height, width)."""
+    height, width = values.shape[0] // block[0], values.shape[1] // block[1]
+    blocks = values.reshape(height, block[0], width, block[1]).swapaxes(1, 2)
+    moved = blocks.reshape(height * width, -1).take(order, axis=0).reshape(blocks.shape)
+    return moved.swapaxes(1, 2).reshape(values.shape)
 
 
 def _extend_over_poles(erp: Array) -> Array:
