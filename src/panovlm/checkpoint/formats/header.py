@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
@@ -174,9 +173,12 @@ def is_shape(value: Any) -> TypeGuard[tuple[int, ...]]:
     """Tell whether ``value`` is a shape that a tensor can have, as a tuple."""
     if type(value) is not tuple or len(value) > _MAX_RANK:
         return False
-    if any(type(length) is not int or not 0 <= length < _MAX_SIZE for length in value):
-        return False
-    return prod(max(length, 1) for length in value) < _MAX_SIZE
+    places = 1
+    for length in value:
+        if type(length) is not int or not 0 <= length < _MAX_SIZE:
+            return False
+        places *= length or 1
+    return places < _MAX_SIZE
 
 
 def record_names(tensors: Mapping[str, TensorInfo]) -> list[str]:
