@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from transformers.initialization import guard_torch_init_functions
 
 
 @contextmanager
-def without_weights() -> Iterator[None]:
+def without_weights() -> Generator[None]:
     """Put every parameter of the modules that are built inside on the meta device.
 
     Nothing is drawn or computed for a parameter. Buffers are real and get all the values that
@@ -30,7 +30,7 @@ def without_weights() -> Iterator[None]:
             )
             # By this, transformers' initialisers know what has got its value already.
             cast(Any, empty)._is_hf_initialized = True
-            module._parameters[name] = empty
+            cast(Any, module)._parameters[name] = empty
 
     modules.register_parameter = register_empty
     try:

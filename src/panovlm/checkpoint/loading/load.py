@@ -33,6 +33,7 @@ from panovlm.models.language.backbone import language_config
 from panovlm.models.language.lora import adapter_effect
 from panovlm.models.language.quantized import require_library
 from panovlm.models.model import PanoramaVLM
+from panovlm.models.sizes import possible_sizes
 from panovlm.models.vision.pretrained import tower_config, tower_processor
 
 UNTIE = "--set models.language_config.tie_word_embeddings=false"
@@ -177,7 +178,7 @@ def _ask(read: Any, name: str, part: str, resolution: Resolution) -> Any:
 
 def build_empty(recipe: Recipe) -> PanoramaVLM:
     """Build a model whose parameters take no memory and whose buffers are real."""
-    with without_weights():
+    with possible_sizes(), without_weights():
         return PanoramaVLM(PanoramaVLMConfig(recipe))
 
 
@@ -229,7 +230,8 @@ def bind(
     Args:
         resolution: which tensor goes where.
         model: without weights; it gets them.
-        proof: that they fit; settings among the weights are no part of it, the model writes its own.
+        proof: that they fit. Settings among the weights are no part of it: the model writes its
+            own.
         borrowed: tensors of the model that no file holds.
 
     Raises:
