@@ -182,7 +182,8 @@ def load_tensors(
     Args:
         path: as for :func:`read_header`.
         weights: likewise.
-        header: what was read of it before, which is not read again unless the file has changed.
+        header: what :func:`read_header` told of it for the same ``weights``; it is not read again
+            unless the file has changed since.
 
     Returns:
         CPU tensors without gradient, under the names of ``read_header(path).tensors``. Tied
