@@ -15,9 +15,9 @@ from transformers.initialization import guard_torch_init_functions
 def without_weights() -> Generator[None]:
     """Put every parameter of the modules that are built inside on the meta device.
 
-    Initialisers draw and compute nothing for a parameter. Buffers are real and get all the values that
-    construction and initialisation give them, since no checkpoint holds those that are computed
-    (the frequencies of rotary positions). ``torch.device("meta")`` would take these as well.
+    Initialisers draw and compute nothing for a parameter. Buffers are real and get all the values
+    that construction and initialisation give them, since no checkpoint holds those that are
+    computed (the frequencies of rotary positions). ``torch.device("meta")`` would take these too.
     """
     modules = cast(Any, nn.Module)
     register = modules.register_parameter
