@@ -129,7 +129,7 @@ def stage(**settings: object) -> dict[str, Any]:
         ),
         (
             {"environment": {"devices": 0}},
-            "environment.devices: expected at least 1 or 'auto', got 0.",
+            "environment.devices: expected at least 1 or 'auto' or -1, got 0.",
         ),
         (
             {"image_processing": {"image_size": True}},
@@ -142,7 +142,7 @@ def stage(**settings: object) -> dict[str, Any]:
         ),
         (
             {"environment": {"devices": 1.5}},
-            "environment.devices: expected a whole number or 'auto', got 1.5.",
+            "environment.devices: expected a whole number or 'auto' or -1, got 1.5.",
         ),
         (
             {"image_processing": {"crop_strategy": "cube_map"}},
