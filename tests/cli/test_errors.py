@@ -148,6 +148,15 @@ TRAIN = {
         ["-c{ok}", "training.stage_configs.resampler.trainable={vision_blocks: 7}"],
         r"stage resampler: trainable\.vision_blocks is 7, but the tower has 2 blocks",
     ),
+    "size beyond any": (
+        ["-c{ok}", "--dry-run", "models.resampler_config.hidden_dim=1000000000000000"],
+        r"look for a size that is too large below models",
+    ),
+    "view beyond any": (
+        ["-c{ok}", "--dry-run", "image_processing.image_size=[1000000000, 1000000000]"],
+        r"look for a size that is too large .* or image_processing",
+    ),
+    "NUL in a path": (["-c{ok}\0.yaml"], r"\\x00\.yaml' holds a NUL character"),
     "interval too long in a later stage": (
         ["-c{ok}", "training.stage_configs.resampler.val_check_interval=7"],
         r"resampler\.val_check_interval is 7, but an epoch has 6 batches",

@@ -31,7 +31,7 @@ def test_chosen_stages(text: str | None, expected: tuple[str, ...]) -> None:
     assert chosen_stages(text, STAGES) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "1,,2", "vision;finetune", "generate"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "1,,2", "vision;finetune", "generate", "\uff11"])
 def test_no_such_stage(text: str) -> None:
     with pytest.raises(ConfigError, match=r"the experiment has vision, resampler, finetune"):
         chosen_stages(text, STAGES)
@@ -66,7 +66,7 @@ class TestPrefer:
             self.read(*words)
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "many", "²"])
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "many", "²", "\uff11\uff12"])
 def test_positive(text: str) -> None:
     assert positive("12") == 12
     with pytest.raises(argparse.ArgumentTypeError):

@@ -118,8 +118,31 @@ def stage(**settings: object) -> dict[str, Any]:
             "training.stage_configs.vision.val_check_interval: expected a number, got 'often'.",
         ),
         (
+            stage(val_check_interval=-1),
+            "training.stage_configs.vision.val_check_interval: expected more than 0 or at least 1, "
+            "got -1.",
+        ),
+        (
+            stage(val_check_interval=1.5),
+            "training.stage_configs.vision.val_check_interval: expected at most 1 or a whole "
+            "number, got 1.5.",
+        ),
+        (
+            {"environment": {"devices": 0}},
+            "environment.devices: expected at least 1 or 'auto' or -1, got 0.",
+        ),
+        (
+            {"image_processing": {"image_size": True}},
+            "image_processing.image_size: expected a number of pixels or [height, width], "
+            "got true.",
+        ),
+        (
+            {"paths": {"runs_dir": "a\0b"}},
+            "paths: runs_dir is 'a\\x00b'; no path holds a NUL character.",
+        ),
+        (
             {"environment": {"devices": 1.5}},
-            "environment.devices: expected a whole number or 'auto', got 1.5.",
+            "environment.devices: expected a whole number or 'auto' or -1, got 1.5.",
         ),
         (
             {"image_processing": {"crop_strategy": "cube_map"}},

@@ -159,6 +159,8 @@ MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(
         ("a: !!timestamp 2025-01-01", "f:1: a: the tag !!timestamp is not allowed"),
         ("a:\n - !thing {b: 1}", "f:2: a[0]: the tag !thing is not allowed"),
         ("a: !!int x", "f:1: a: 'x' is no int."),
+        ("a: !!int \uff11\uff12", "f:1: a: '\uff11\uff12' is no int."),
+        ("a: !!float \uff11.5", "f:1: a: '\uff11.5' is no float."),
         ("a: !!bool maybe", "f:1: a: 'maybe' is no bool."),
         ("? [1]\n: 2", "f:1: a key must be text."),
         ("a: [1,\nb: 2", "f:2: is not valid YAML: "),

@@ -132,14 +132,14 @@ def image_input(options: argparse.Namespace) -> ImageInput | None:
 
 def positive(text: str) -> int:
     """Read a whole number from 1 on, as argparse wants it."""
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
 
 
 def nbytes(text: str) -> int:
     """Read a size such as ``500MB``, ``5GB`` or ``2GiB``, as argparse wants it."""
-    found = re.fullmatch(r"(\d+)\s*([KMG]i?)?B?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"(\d+)\s*([KMG]i?)?B?", text.strip(), re.IGNORECASE | re.ASCII)
     if found is None or int(found[1]) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB, 5GB or 2GiB")
     return int(found[1]) * _UNITS[(found[2] or "").upper()]

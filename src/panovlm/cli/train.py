@@ -87,7 +87,7 @@ def chosen_stages(text: str | None, stages: Sequence[str]) -> tuple[str, ...]:
         return tuple(stages)
     chosen: list[str] = []
     for word in (part.strip() for part in text.split(",")):
-        if word.isdecimal() and 1 <= int(word) <= len(stages):
+        if word.isascii() and word.isdecimal() and 1 <= int(word) <= len(stages):
             chosen.append(stages[int(word) - 1])
             continue
         name = STAGE_ALIASES.get(word, word)

@@ -8,9 +8,10 @@ of experiments would take a good part of the time of a short command.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from panovlm.config.base import Field, StrictModel
+from panovlm.config.problems import unexpected
 from panovlm.config.readers import Before, Limits
 from panovlm.errors import ConfigError
 from panovlm.models.resamplers import recipe, recipes
@@ -43,8 +44,16 @@ TextLength = Annotated[int, Limits(ge=1)] | Literal["auto", "auto:dataset"]
 
 
 def _pair(value: object) -> object:
-    """Read one number as a square size."""
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """Read one number as a square size.
+
+    Raises:
+        ValidationError: it is neither a number nor a list.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    if not isinstance(value, list | tuple):
+        raise unexpected(value, "a number of pixels", "[height, width]")
+    return cast("object", value)
 
 
 Size = Annotated[tuple[Annotated[int, Limits(ge=1)], Annotated[int, Limits(ge=1)]], Before(_pair)]

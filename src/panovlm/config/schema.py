@@ -29,6 +29,7 @@ from panovlm.config.model_recipe import (
     SystemMessages,
     TextLength,
 )
+from panovlm.config.paths import Paths
 from panovlm.config.readers import Before, Limits
 from panovlm.config.stages import STAGE_ALIASES, STAGES
 
@@ -83,8 +84,8 @@ class Environment(StrictModel):
     """Seed of initial weights, order of the data and augmentation."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     """Where training runs."""
-    devices: int | Literal["auto"] = "auto"
-    """How many devices."""
+    devices: Annotated[int, Limits(ge=1)] | Literal["auto", -1] = "auto"
+    """How many devices; -1: every accelerator; ``auto``: likewise, or one process on a CPU."""
     strategy: str = "auto"
     """Lightning's name of the distribution strategy."""
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "auto"
@@ -154,7 +155,7 @@ class StageConfig(StrictModel):
     trainable: Trainable | None = None
     """Unset: vision trains resampler and overlap head, the others resampler and projector. What a
     given block leaves out follows the same rule."""
-    val_check_interval: float | int = 1.0
+    val_check_interval: Annotated[float, Limits(gt=0, le=1)] | Annotated[int, Limits(ge=1)] = 1.0
     """Fraction of an epoch, or number of steps, between validations."""
     patience: int = Field(default=0, ge=0)
     """Validations without improvement before the stage stops early; 0: never."""
@@ -261,24 +262,6 @@ class Training(StrictModel):
                     f"stage {stage!r} is in training.stages (all of {', '.join(STAGES)} when not "
                     f"given), but stage_configs has only {', '.join(sorted(self.stage_configs))}"
                 )
-
-
-class Paths(StrictModel):
-    """Folders that PanoVLM writes to and reads from."""
-
-    runs_dir: str = "runs"
-    """Folder of all run folders."""
-    eval_dir: str = "results/eval_results"
-    """Folder of evaluation results."""
-    cache_dir: str = "cache"
-    """Folder of views and features that are kept on disk; several runs may share it, and it can be
-    removed whenever none of them is under way."""
-    data_dir: str = ""
-    """Base of relative image paths in tables; empty: the table's own folder."""
-    pretrained_dir: str | None = None
-    """Checkpoint (file or run folder) that the first stage starts from."""
-    pretrained_weights: Literal["model", "ema"] | None = None
-    """Which copy of its weights, where it holds the live ones and their running average."""
 
 
 class Settings(Recipe):

@@ -217,13 +217,20 @@ def _float(text: str) -> float:
         return math.nan
     if bare == ".inf":
         return -math.inf if text.startswith("-") else math.inf
-    return float(text)
+    return float(_ascii(text))
+
+
+def _ascii(text: str) -> str:
+    """Refuse digits of other scripts, which Python would read."""
+    if not text.isascii():
+        raise ValueError(text)
+    return text
 
 
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None,
     "bool": lambda text: {"true": True, "false": False}[text.lower()],
-    "int": lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)),
+    "int": lambda text: int(_ascii(text), {"0o": 8, "0x": 16}.get(text[:2], 10)),
     "float": _float,
     "str": str,
 }

@@ -32,7 +32,7 @@ from panovlm.data.shards import PACKED, shard_rows
 from panovlm.errors import DataError
 
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}", re.ASCII)
 _MOST = 1_000_000
 """Files that a range may mean."""
 

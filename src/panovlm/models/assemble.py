@@ -23,9 +23,11 @@ from panovlm.models.language.tokenizer import (
     word_tokenizer,
 )
 from panovlm.models.model import PanoramaVLM
+from panovlm.models.sizes import possible_sizes
 from panovlm.models.vision.pretrained import load_tower, tower_config, tower_processor
 
 
+@possible_sizes()
 def new_model(settings: Settings, texts: Iterable[str]) -> PanoramaVLM:
     """Build the model of an experiment.
 
@@ -38,7 +40,8 @@ def new_model(settings: Settings, texts: Iterable[str]) -> PanoramaVLM:
             untrained and no tokenizer is named.
 
     Raises:
-        ConfigError: a backbone or tokenizer cannot be had.
+        ConfigError: a backbone or tokenizer cannot be had, or no tensor can be as large as the
+            settings ask.
         CheckpointError: a backbone's weights are not those of its configuration.
         MissingDependencyError: the language model is to be quantised, and bitsandbytes is missing.
     """

@@ -21,6 +21,7 @@ from panovlm.models.language.backbone import language_config
 from panovlm.models.language.quantized import BYTES, quantizable
 from panovlm.models.language.tokenizer import load_tokenizer, prepare_tokenizer, word_tokenizer
 from panovlm.models.model import PanoramaVLM
+from panovlm.models.sizes import possible_sizes
 from panovlm.models.vision.grid import Grid
 from panovlm.panorama.views import views_of
 from panovlm.training.caches import check_frozen
@@ -68,6 +69,7 @@ class Plan:
     stages: list[StagePlan]
 
 
+@possible_sizes()
 def plan(settings: Settings, stages: Sequence[str] | None = None) -> Plan:
     """Build the model without weights and count.
 
@@ -80,7 +82,8 @@ def plan(settings: Settings, stages: Sequence[str] | None = None) -> Plan:
         stages: stages to plan; all of the experiment's when absent.
 
     Raises:
-        ConfigError: a backbone's configuration cannot be had, or settings do not fit together.
+        ConfigError: a backbone's configuration cannot be had, settings do not fit together, or no
+            tensor can be as large as they ask.
         DataError: a training table is there but cannot be read.
     """
     chosen = settings.training.stages if stages is None else stages

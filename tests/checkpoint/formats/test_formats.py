@@ -15,7 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from panovlm.checkpoint.formats import load_tensors, read_attachments, read_header
+from panovlm.checkpoint.formats import (
+    load_tensors,
+    read_attachments,
+    read_header,
+    safetensors,
+    torchzip,
+)
 from panovlm.errors import CheckpointError, PanoVLMError
 
 
@@ -225,3 +231,38 @@ def test_every_truncation(tmp_path, monkeypatch, make):
     for length in range(0, len(data), 11):
         path.write_bytes(data[:length])
         assert outcome(path) == "refused"
+
+
+def unread(source):
+    raise AssertionError(f"{source.path} was described a second time")
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "reader"),
+    [("w.ckpt", torch.save, torchzip), ("w.safetensors", save_file, safetensors)],
+    ids=["torch", "safetensors"],
+)
+def test_what_was_read_is_not_read_again_until_the_file_changes(
+    name, save, reader, tmp_path, monkeypatch
+):
+    path, later = tmp_path / name, tmp_path / "later"
+    save({"a": torch.arange(3.0), "w": torch.ones(2)}, path)
+    header = read_header(path)
+    with monkeypatch.context() as once:
+        once.setattr(reader, "read", unread)
+        assert load_tensors(path, header=header)["w"].tolist() == [1, 1]
+        assert read_attachments(path, header=header) == {}
+        with pytest.raises(AssertionError, match="a second time"):
+            load_tensors(path)
+    save({"w": torch.full((2,), 7.0), "a": torch.arange(4.0)}, later)
+    later.replace(path)
+    again = load_tensors(path, header=header)
+    assert again["w"].tolist() == [7, 7] and again["a"].tolist() == [0, 1, 2, 3]
+
+
+def test_only_the_copy_that_was_meant_is_known(tmp_path):
+    path = tmp_path / "w.ckpt"
+    torch.save({"state_dict": {"w": torch.zeros(2)}, "ema": {"w": torch.ones(2)}}, path)
+    for weights, value in (("model", 0), ("ema", 1)):
+        header = read_header(path, weights)
+        assert load_tensors(path, weights, header)["w"].tolist() == [value] * 2

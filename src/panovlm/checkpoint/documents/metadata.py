@@ -26,6 +26,7 @@ EMBEDDED = "panovlm_metadata"
 """Entry of a checkpoint file that holds the document as a JSON string."""
 OUTPUT_LAYERS = (".lm_head.weight", ".embed_out.weight")
 """Endings of the names under which language models store their output layer."""
+_LEFT_OUT = (*OUTPUT_LAYERS, *MARKERS)  # nor what only marks a checkpoint of this family
 LIBRARIES = ("panovlm", "torch", "transformers", "peft", "lightning", "tokenizers")
 
 
@@ -124,8 +125,7 @@ def fingerprint(shapes: Mapping[str, tuple[int, ...]]) -> str:
     Args:
         shapes: the model's own names (without wrappers and aliases) to shapes.
     """
-    left_out = (*OUTPUT_LAYERS, *MARKERS)  # nor what only marks a checkpoint of this family
-    return _of_shapes({n: shape for n, shape in shapes.items() if not n.endswith(left_out)})
+    return _of_lines({name: _line(name, shape) for name, shape in shapes.items()}, _LEFT_OUT)
 
 
 def fingerprints(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
@@ -137,20 +137,28 @@ def fingerprints(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     Args:
         shapes: as for :func:`fingerprint`.
     """
-    whole = {name: shape for name, shape in shapes.items() if name != RECORD}
-    marked = _of_shapes({n: shape for n, shape in whole.items() if not n.endswith(OUTPUT_LAYERS)})
+    lines = {name: _line(name, shape) for name, shape in shapes.items()}
+    today = _of_lines(lines, _LEFT_OUT)
+    lines.pop(RECORD, None)
+    marked = _of_lines(lines, OUTPUT_LAYERS)
     if not any(name.endswith(OUTPUT_LAYERS) for name in shapes):
         table = "model.embed_tokens.weight"
-        whole |= {
+        tied = {
             name.removesuffix(table) + "lm_head.weight": shape
             for name, shape in shapes.items()
             if name.startswith("language_model.") and name.endswith(table)
         }
-    return fingerprint(shapes), marked, _of_shapes(whole)
+        lines |= {name: _line(name, shape) for name, shape in tied.items()}
+    return today, marked, _of_lines(lines)
 
 
-def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return _digest("\n".join(sorted(f"{name} {list(shape)}" for name, shape in shapes.items())))
+def _line(name: str, shape: tuple[int, ...]) -> str:
+    return f"{name} {list(shape)}"
+
+
+def _of_lines(lines: Mapping[str, str], left_out: tuple[str, ...] = ()) -> str:
+    kept = [line for name, line in lines.items() if not name.endswith(left_out)]
+    return _digest("\n".join(sorted(kept)))
 
 
 def _digest(text: str) -> str:

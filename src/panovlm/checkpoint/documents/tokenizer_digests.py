@@ -25,7 +25,9 @@ TOKENIZER_FILES = (
 
 def tokenizer_digests(resolution: Resolution) -> dict[str, str]:
     """Return the SHA-256 of every tokenizer file that a checkpoint carries, by name."""
-    files: Mapping[str, bytes] = read_attachments(resolution.path, resolution.weights)
+    files: Mapping[str, bytes] = read_attachments(
+        resolution.path, resolution.weights, resolution.header
+    )
     folder = resolution.location.tokenizer
     if not files and folder is not None:
         found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}

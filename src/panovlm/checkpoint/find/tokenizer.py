@@ -37,7 +37,7 @@ def find_tokenizer(resolution: Resolution) -> PreTrainedTokenizerBase | None:
     if resolution.sources["models.tokenizer_name"].kind == "override":
         return _named(resolution)
     location = resolution.location
-    files = read_attachments(location.checkpoint, resolution.weights)
+    files = read_attachments(location.checkpoint, resolution.weights, resolution.header)
     if files or location.tokenizer is not None:
         _require_as_listed(resolution)
         return tokenizer_from_files(files) if files else load_tokenizer(str(location.tokenizer))

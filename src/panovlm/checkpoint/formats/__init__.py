@@ -112,7 +112,7 @@ def _read_header(path: Path, weights: Weights | None) -> Header:
         if not _is_index(source):
             found = _contents(source, weights)
             names = record_names(found.header.tensors)
-            return replace(found.header, records=_records(source, found, names))
+            return replace(found.header, records=_records(source, found, names), contents=found)
         index = sharded.read_index(source)
     headers = [_read_shard(shard) for shard in index.shards]
     merged = sharded.merge_headers(index, headers)
@@ -169,7 +169,9 @@ def _fault_of_folder(reader: FolderReader, path: Path) -> str | None:
     return fault
 
 
-def load_tensors(path: str | Path, weights: Weights | None = None) -> dict[str, Tensor]:
+def load_tensors(
+    path: str | Path, weights: Weights | None = None, header: Header | None = None
+) -> dict[str, Tensor]:
     """Map the weights of a checkpoint into memory.
 
     A tensor that is split over several places of a folder is put together in memory. For all
@@ -180,6 +182,8 @@ def load_tensors(path: str | Path, weights: Weights | None = None) -> dict[str, 
     Args:
         path: as for :func:`read_header`.
         weights: likewise.
+        header: what :func:`read_header` told of it for the same ``weights``; it is not read again
+            unless the file has changed since.
 
     Returns:
         CPU tensors without gradient, under the names of ``read_header(path).tensors``. Tied
@@ -196,12 +200,14 @@ def load_tensors(path: str | Path, weights: Weights | None = None) -> dict[str, 
     tensors: dict[str, Tensor] = {}
     for file in _files(path):
         with Source(file) as source:
-            placed = _contents(source, weights).tensors
+            placed = _contents(source, weights, header).tensors
             tensors |= bind(source, placed, _reader(source).data_start)
     return tensors
 
 
-def read_attachments(path: str | Path, weights: Weights | None = None) -> dict[str, bytes]:
+def read_attachments(
+    path: str | Path, weights: Weights | None = None, header: Header | None = None
+) -> dict[str, bytes]:
     """Return the files embedded in a checkpoint (the tokenizer), by relative name.
 
     No torch is needed. The result is empty for a checkpoint without attachments.
@@ -209,6 +215,7 @@ def read_attachments(path: str | Path, weights: Weights | None = None) -> dict[s
     Args:
         path: as for :func:`read_header`.
         weights: likewise.
+        header: as for :func:`load_tensors`.
 
     Raises:
         CheckpointError: as :func:`read_header`, or the files exceed 512 MiB together.
@@ -223,7 +230,7 @@ def read_attachments(path: str | Path, weights: Weights | None = None) -> dict[s
     for file in _files(path):
         with Source(file) as source:
             reader = _reader(source)
-            found = _contents(source, weights).attachments
+            found = _contents(source, weights, header).attachments
             total += sum(placed.info.shape[0] for placed in found.values())
             _check_total(path, total)
             for name, placed in found.items():
@@ -273,15 +280,22 @@ def _read_shard(path: Path) -> Header:
         return _reader(source).read(source).header
 
 
-def _contents(source: Source, weights: Weights | None) -> Contents:
-    """Describe one file, or that copy of its weights which is meant."""
-    found = _reader(source).read(source)
+def _contents(source: Source, weights: Weights | None, header: Header | None = None) -> Contents:
+    """Describe one file, or that copy of its weights which is meant.
+
+    What ``header`` tells of the file is believed while the file is the same.
+    """
+    state = source.state()
+    known = header.contents if header is not None else None
+    if known is not None and known.state == state:
+        return known
+    found = replace(_reader(source).read(source), state=state)
     average = found if found.header.averaged else found.average
     if average is None:
         return found
     live = "" if average is found else repr(found.header.entry)
     meant = choose(weights, live, repr(average.header.entry), str(source.path))
-    return average if meant == "ema" else found
+    return replace(average, state=state) if meant == "ema" else found
 
 
 def _is_index(source: Source) -> bool:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+
+if TYPE_CHECKING:
+    from panovlm.checkpoint.formats.source import FileState
 
 ATTACHMENTS = "panovlm_tokenizer"
 """Entry that holds the tokenizer's files as uint8 tensors: a dict of that name in a torch file,
@@ -85,6 +87,7 @@ class Header:
         averaged: whether that part holds a running average of the weights.
         records: bytes of the small tensors in which models keep their settings, by name (their
             last part is :data:`RECORD`).
+        contents: where everything lies, if that is one file.
     """
 
     path: Path
@@ -96,6 +99,7 @@ class Header:
     entry: str = ""
     averaged: bool = False
     records: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    contents: Contents | None = field(default=None, repr=False, compare=False)
 
 
 class Placement(NamedTuple):
@@ -122,12 +126,14 @@ class Contents:
     """A header together with the place of every tensor in the file.
 
     ``average`` describes the running average of the weights that the file holds besides.
+    ``state`` tells the file from any other, and from itself after a change.
     """
 
     header: Header
     tensors: Mapping[str, Placement]
     attachments: Mapping[str, Placement]
     average: Contents | None = None
+    state: FileState | None = None
 
 
 def contents(
@@ -167,9 +173,12 @@ def is_shape(value: Any) -> TypeGuard[tuple[int, ...]]:
     """Tell whether ``value`` is a shape that a tensor can have, as a tuple."""
     if type(value) is not tuple or len(value) > _MAX_RANK:
         return False
-    if any(type(length) is not int or not 0 <= length < _MAX_SIZE for length in value):
-        return False
-    return prod(max(length, 1) for length in value) < _MAX_SIZE
+    places = 1
+    for length in value:
+        if type(length) is not int or not 0 <= length < _MAX_SIZE:
+            return False
+        places *= length or 1
+    return places < _MAX_SIZE
 
 
 def record_names(tensors: Mapping[str, TensorInfo]) -> list[str]:

@@ -125,38 +125,39 @@ class Machine:
             if code == 0x72:  # LONG_BINPUT
                 memo[_u4(data, position)[0]] = stack[-1]
                 position += 4
-            elif code == 0x4B:  # BININT1
-                push(data[position])
-                position += 1
             elif code == 0x68:  # BINGET
                 push(memo[data[position]])
                 position += 1
-            elif code == 0x28:  # MARK
-                marks.append(len(stack))
-            elif code == 0x74:  # TUPLE
-                push(tuple(self.since_mark()))
-            elif code == 0x86:  # TUPLE2
-                last = pop()
-                stack[-1] = (stack[-1], last)
-            elif code == 0x58:  # BINUNICODE
-                start = position + 4
-                position = start + _u4(data, position)[0]
-                push(str(data[start:position], "utf-8", "surrogatepass"))
-            elif code == 0x52:  # REDUCE
-                arguments = pop()
-                stack[-1] = apply(stack[-1], arguments)
-            elif code == 0x29:  # EMPTY_TUPLE
-                push(())
-            elif code == 0x89:  # NEWFALSE
-                push(False)
-            elif code == 0x51:  # BINPERSID
-                stack[-1] = self.storage(stack[-1])
-            elif code == 0x71:  # BINPUT
-                memo[data[position]] = stack[-1]
+            elif code == 0x4B:  # BININT1
+                push(data[position])
                 position += 1
             elif code == 0x4D:  # BININT2
                 push(_u2(data, position)[0])
                 position += 2
+            elif code == 0x58:  # BINUNICODE
+                start = position + 4
+                position = start + _u4(data, position)[0]
+                push(str(data[start:position], "utf-8", "surrogatepass"))
+            elif code == 0x28:  # MARK
+                marks.append(len(stack))
+            elif code == 0x74:  # TUPLE
+                mark = marks.pop()
+                stack[mark:] = [tuple(stack[mark:])]
+            elif code == 0x52:  # REDUCE
+                arguments = pop()
+                stack[-1] = apply(stack[-1], arguments)
+            elif code == 0x86:  # TUPLE2
+                last = pop()
+                stack[-1] = (stack[-1], last)
+            elif code == 0x51:  # BINPERSID
+                stack[-1] = self.storage(stack[-1])
+            elif code == 0x89:  # NEWFALSE
+                push(False)
+            elif code == 0x29:  # EMPTY_TUPLE
+                push(())
+            elif code == 0x71:  # BINPUT
+                memo[data[position]] = stack[-1]
+                position += 1
             elif code == 0x2E:  # STOP
                 return Pickled(pop(), position, self.storages)
             else:

@@ -78,10 +78,18 @@ class Refused(Exception):  # noqa: N818
 
 
 def _tensor(
-    storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, dtype: str = ""
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    requires_grad: Any = False,
+    hooks: Any = None,
+    view: Any = None,
+    *rest: Any,
+    dtype: str = "",
 ) -> StoredTensor | Foreign:
-    """Describe ``_rebuild_tensor_v2``; ``rest`` is requires_grad, hooks and view metadata."""
-    if type(storage) is not Storage or rest[2:] not in ((), (None,), ({},)):
+    """Describe ``_rebuild_tensor_v2``; ``view`` is what conjugation and negation leave to do."""
+    if type(storage) is not Storage or rest or (view is not None and view != {}):
         return Foreign("torch.Tensor")
     return StoredTensor(storage, offset, shape, stride, dtype or storage.dtype)
 
@@ -153,7 +161,7 @@ def describe_storage(reference: Any) -> Storage | Foreign | Global:
         return rest[0]
     if tag != "storage":
         raise Refused("it refers to outside data in a way that torch does not.")
-    if len(rest) not in (4, 5) or rest[4:] not in ([], [None]):
+    if len(rest) not in (4, 5) or (len(rest) == 5 and rest[4] is not None):
         raise Refused("it describes a storage in a way that is not supported.")
     kind, key, _, length = rest[:4]
     if type(kind) is not Global or type(key) is not str or type(length) is not int:

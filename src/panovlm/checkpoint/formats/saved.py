@@ -297,11 +297,12 @@ def _extent(shape: Any, stride: Any, offset: Any) -> int | None:
         return None
     if len(shape) != len(stride) or not 0 <= offset < _MAX_SIZE:
         return None
-    if any(type(step) is not int or not 0 <= step < _MAX_SIZE for step in stride):
-        return None
-    if not prod(shape):
-        return 0
-    return offset + 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    last = offset
+    for length, step in zip(shape, stride, strict=True):
+        if type(step) is not int or not 0 <= step < _MAX_SIZE:
+            return None
+        last += (length - 1) * step
+    return last + 1 if prod(shape) else 0
 
 
 def _kind(value: Any) -> str:

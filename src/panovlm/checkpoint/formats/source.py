@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import copy
+import os
 import stat
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from panovlm.checkpoint.formats.lookalike import describe_folder
 from panovlm.errors import CheckpointError
 
 _MAX_NAME = 255  # bytes, on every common file system
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".index.json")
+
+
+class FileState(NamedTuple):
+    """What tells one file from another, and from itself before or after it was written to."""
+
+    device: int
+    number: int
+    size: int
+    written: int
+    changed: int
 
 
 class Source:
@@ -88,6 +100,11 @@ class Source:
         part = copy.copy(self)
         part.start, part.size = self.start + start, length
         return part
+
+    def state(self) -> FileState:
+        """Return what tells the open file from others, and from itself after a change."""
+        now = os.fstat(self.fileno())
+        return FileState(now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
 
     def fileno(self) -> int:
         """Return the descriptor of the open file, for mapping."""

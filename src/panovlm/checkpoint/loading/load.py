@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from panovlm.checkpoint.documents.adapter_config import read_adapter_config
@@ -29,10 +28,12 @@ from panovlm.checkpoint.settle.settling import Prefer
 from panovlm.config.schema import Recipe
 from panovlm.errors import CheckpointError, ContradictionError, PanoVLMError
 from panovlm.models.configuration import PanoramaVLMConfig
+from panovlm.models.empty import without_weights
 from panovlm.models.language.backbone import language_config
 from panovlm.models.language.lora import adapter_effect
 from panovlm.models.language.quantized import require_library
 from panovlm.models.model import PanoramaVLM
+from panovlm.models.sizes import possible_sizes
 from panovlm.models.vision.pretrained import tower_config, tower_processor
 
 UNTIE = "--set models.language_config.tie_word_embeddings=false"
@@ -63,7 +64,8 @@ def load_checkpoint(
         compare_probe(resolution, model, stored)
     if dtype is not None:
         convert(model, dtype)
-    cast(nn.Module, model).to(device)
+    if device.type != "cpu":
+        cast(nn.Module, model).to(device)
     if probe and not early:
         compare_probe(resolution, model, stored)
     return model
@@ -98,7 +100,7 @@ def fill(resolution: Resolution, model: PanoramaVLM, proof: Proof, *, full: bool
     quantization = resolution.config.models.language_quantization
     if quantization != "none" and not full:
         require_library(quantization)
-    bind(resolution, model, borrow(resolution, proof))
+    bind(resolution, model, proof, borrow(resolution, proof))
     if not full:
         model.quantize()
     check_adapters(resolution, model)
@@ -176,7 +178,7 @@ def _ask(read: Any, name: str, part: str, resolution: Resolution) -> Any:
 
 def build_empty(recipe: Recipe) -> PanoramaVLM:
     """Build a model whose parameters take no memory and whose buffers are real."""
-    with init_empty_weights(include_buffers=False):
+    with possible_sizes(), without_weights():
         return PanoramaVLM(PanoramaVLMConfig(recipe))
 
 
@@ -187,7 +189,7 @@ def tied_names(model: PanoramaVLM) -> dict[str, str]:
     if hasattr(inner, "get_base_model"):
         inner, prefix = inner.get_base_model(), prefix + "base_model.model."
     ties: dict[str, str] = inner.get_expanded_tied_weights_keys(all_submodels=True)
-    names = set(model.state_dict().keys())
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     found: dict[str, str] = {}
     for target, source in ties.items():
         one, other = (_wrapped(prefix + name, names) for name in (target, source))
@@ -220,12 +222,16 @@ def prove_model(resolution: Resolution, model: PanoramaVLM) -> Proof:
     return prove(stored, built, tied_names(model), resolution.borrowed.keys(), mistyped)
 
 
-def bind(resolution: Resolution, model: PanoramaVLM, borrowed: Mapping[str, Tensor]) -> None:
+def bind(
+    resolution: Resolution, model: PanoramaVLM, proof: Proof, borrowed: Mapping[str, Tensor]
+) -> None:
     """Map the files and make their tensors the model's own, without a second copy.
 
     Args:
         resolution: which tensor goes where.
         model: without weights; it gets them.
+        proof: that they fit. Settings among the weights are no part of it: the model writes its
+            own.
         borrowed: tensors of the model that no file holds.
 
     Raises:
@@ -234,14 +240,8 @@ def bind(resolution: Resolution, model: PanoramaVLM, borrowed: Mapping[str, Tens
     """
     tensors = stored_tensors(resolution)
     _check_aliases(resolution, tensors)
-    names = set(model.state_dict().keys())
-    keys = resolution.keys
-    state = dict(borrowed)
-    # The settings among the weights were compared with the others; the model writes its own.
-    mine = (name for name in keys.files if name in names and name not in MARKERS)
-    state |= {name: keys.take(name, tensors) for name in mine}
-    ties = tied_names(model)
-    for name, source in ties.items():
+    state = {**borrowed, **{n: resolution.keys.take(n, tensors) for n in proof.matched}}
+    for name, source in proof.ties.items():
         if source not in state:
             continue  # the other direction of this tie fills it
         if name not in state and _trained_alone(resolution, source):
@@ -257,7 +257,7 @@ def bind(resolution: Resolution, model: PanoramaVLM, borrowed: Mapping[str, Tens
             )
         state[name] = state[source]
     model.load_state_dict(state, assign=True, strict=True)
-    if ties:
+    if proof.ties:
         cast(Any, _plain(model.language_model)).tie_weights()
     empty = [n for n, p in (*model.named_parameters(), *model.named_buffers()) if p.is_meta]
     if empty:

@@ -19,7 +19,8 @@ class Proof:
 
     Attributes:
         matched: names that are in both with equal shapes.
-        tied: model names that the file need not hold, and the name that they share.
+        ties: names of the model that share the tensor of another name.
+        tied: those of them that the file does not hold.
         borrowed: model name → shape, absent from the file and to be taken from a named model.
         missing: model name → shape, absent from the file.
         unexpected: file name → shape, without a place in the model.
@@ -28,6 +29,7 @@ class Proof:
     """
 
     matched: tuple[str, ...]
+    ties: Mapping[str, str]
     tied: Mapping[str, str]
     borrowed: Mapping[str, Shape]
     missing: Mapping[str, Shape]
@@ -100,6 +102,7 @@ def prove(
     borrowed = {n: s for n, s in absent.items() if n.startswith(tuple(elsewhere)) and _is_own(n)}
     return Proof(
         matched=tuple(n for n in built if n in stored and stored[n] == built[n]),
+        ties=tied,
         tied={name: source for name, source in tied.items() if name not in stored},
         borrowed=borrowed,
         missing={name: shape for name, shape in absent.items() if name not in borrowed},

@@ -19,7 +19,7 @@ def stored_tensors(resolution: Resolution) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a file is damaged.
     """
-    tensors = load_tensors(resolution.path, resolution.weights)
+    tensors = load_tensors(resolution.path, resolution.weights, resolution.header)
     if resolution.adapters is not None:
         part = load_tensors(resolution.adapters.path)
         tensors |= {name: part[own] for name, own in resolution.adapters.names.items()}

@@ -43,6 +43,8 @@ WRAPPERS_ANYWHERE = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module"}
 )
 WRAPPERS_IN_FRONT = frozenset({"model", "module", "base_model"})
+_ROOTS = frozenset({*COMPONENTS, *RENAMED})
+_IN_FRONT = WRAPPERS_ANYWHERE | WRAPPERS_IN_FRONT | SEGMENTS | {LIVE}
 PARTS_DEEP = 2
 """How deep the parts lie that DataParallel may wrap on their own (``vision_backbone.encoder``);
 further below, ``module`` is a name like any other."""
@@ -88,10 +90,8 @@ def unwrap(name: str) -> Unwrapped:
     """Remove wrapper segments from one name."""
     segments = name.split(".")
     start = 0
-    roots = {*COMPONENTS, *RENAMED}
-    wrappers = WRAPPERS_ANYWHERE | WRAPPERS_IN_FRONT | SEGMENTS | {LIVE}
-    while start < len(segments) - 1 and segments[start] not in roots:
-        if segments[start] not in wrappers:
+    while start < len(segments) - 1 and segments[start] not in _ROOTS:
+        if segments[start] not in _IN_FRONT:
             break
         start += 1
     front = segments[:start]
@@ -189,7 +189,8 @@ def map_keys(
 
 
 def _as_trained(name: Unwrapped) -> Unwrapped:
-    return replace(name, bare=as_trained(name.bare))
+    bare = as_trained(name.bare)
+    return name if bare == name.bare else replace(name, bare=bare)
 
 
 def _is_counter(name: Unwrapped) -> bool:
@@ -202,6 +203,8 @@ def _undotted(names: Mapping[str, Unwrapped]) -> dict[str, Unwrapped]:
     A buffer's name must not have dots, so that averages kept as buffers lack them (latent
     diffusion's ``LitEma``). They are those of the live weights.
     """
+    if not any(name.averaged for name in names.values()):
+        return dict(names)
     live = {name.bare.replace(".", ""): name.bare for name in names.values() if not name.averaged}
     return {
         stored: Unwrapped(live.get(name.bare, name.bare), name.prefix, averaged=True)
@@ -217,7 +220,8 @@ def _choose(
     """Return the names that count, why others do not, and notes about that."""
     owned = [stored for stored, name in names.items() if canonical(name.bare)[0] is not None]
     average = [stored for stored in owned if names[stored].averaged]
-    live = [stored for stored in names if stored not in set(average)]
+    apart = frozenset(average)
+    live = [stored for stored in names if stored not in apart]
     if not average and (averaged or weights != "ema"):
         return live, {}, ["these are averaged weights (EMA)"] if averaged else []
     weighty = [stored for stored in owned if not names[stored].averaged]

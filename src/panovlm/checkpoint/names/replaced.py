@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 
 from panovlm.models.language.adapters import strip_lora_name
 
+_SAVED = ".modules_to_save."
 _TRAINED = re.compile(r"(?P<module>.+)\.modules_to_save\.[^.]+\.(?P<rest>.+)")
 _ORIGINAL = re.compile(r"(?P<module>.+)\.original_module\.(?P<rest>.+)")
 LANGUAGE_MODEL = "language_model."
@@ -22,6 +23,8 @@ def as_trained(name: str) -> str:
     >>> as_trained("projector.modules_to_save.default.linear.bias")
     'projector.linear.bias'
     """
+    if _SAVED not in name:
+        return name  # nearly always
     return _joined(_TRAINED.fullmatch(name)) or name
 
 
@@ -32,8 +35,12 @@ def replaced(names: Mapping[str, str], brought: Collection[str]) -> set[str]:
         names: name in the file → the same without what other wrappers put into it.
         brought: tensors of the language model that a folder of adapters has, by its names.
     """
-    trained = {as_trained(name) for name in names.values() if _TRAINED.fullmatch(name)}
+    trained = {
+        as_trained(name) for name in names.values() if _SAVED in name and _TRAINED.fullmatch(name)
+    }
     inside = {strip_lora_name(name).name for name in brought}
+    if not trained and not inside:
+        return set()
     return {
         stored
         for stored, name in names.items()

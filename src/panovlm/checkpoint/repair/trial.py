@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from accelerate import init_empty_weights
 from torch import nn
 
 from panovlm.checkpoint.fields import flatten, nest
@@ -18,6 +17,7 @@ from panovlm.checkpoint.probe.record import Part, Probe
 from panovlm.config.schema import Recipe
 from panovlm.errors import ConfigError, PanoVLMError
 from panovlm.models.configuration import PanoramaVLMConfig
+from panovlm.models.empty import without_weights
 from panovlm.models.language.backbone import build_language_model
 from panovlm.models.language.lora import attach_lora
 from panovlm.models.model import PanoramaVLM
@@ -84,7 +84,7 @@ class Trial:
     def _variant(self, part: Part, recipe: Recipe) -> PanoramaVLM:
         """Return the model with one part built anew around its weights; nothing is copied."""
         name, variant = COMPONENTS[part], copy.copy(self.model)
-        with init_empty_weights(include_buffers=False):
+        with without_weights():
             built = _build(part, recipe, self.model)
         state = getattr(self.model, name).state_dict()
         if any(state[n].shape != tensor.shape for n, tensor in built.state_dict().items()):

@@ -83,7 +83,7 @@ class Shapes(Mapping[str, tuple[int, ...]]):
         """
         start = self.prefix + name + "."
         found = {k[len(start) :].split(".", 1)[0] for k in self._shapes if k.startswith(start)}
-        return sorted(int(child) for child in found if child.isdecimal())
+        return sorted(int(child) for child in found if child.isascii() and child.isdecimal())
 
     def count(self, name: str) -> int:
         """Return how many children ``0 .. n-1`` the list ``name`` has, and record the look.

@@ -52,13 +52,15 @@ def strip_lora_name(name: str) -> LoRAName:
     LoRAName(name='model.layers.0.mlp.up_proj.bias', part='base_layer', adapter=None)
     """
     plain = name.removeprefix(_WRAPPER)
-    found = _MATRIX.fullmatch(plain) or _LENGTHS.fullmatch(plain)
+    found = None
+    if ".lora_" in plain:
+        found = _MATRIX.fullmatch(plain) or _LENGTHS.fullmatch(plain)
     if found:
         part = cast("Part", found["part"])
         return LoRAName(f"{found['module']}.{part}.weight", part, found["adapter"])
-    parts = plain.split(".")
-    if len(parts) > 2 and parts[-2] == "base_layer":
-        return LoRAName(".".join([*parts[:-2], parts[-1]]), "base_layer")
+    module, _, leaf = plain.rpartition(".")
+    if module.endswith(".base_layer"):
+        return LoRAName(f"{module.removesuffix('base_layer')}{leaf}", "base_layer")
     return LoRAName(plain, "plain")
 
 

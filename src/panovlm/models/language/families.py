@@ -6,6 +6,7 @@ is needed here.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ __all__ = [
     "strip_lora_name",
 ]
 
-_FIRST = "model.layers.0."
+_LAYERS = "model.layers."
+_FIRST = _LAYERS + "0."
 _TABLE = "model.embed_tokens.weight"
 _COMMON = frozenset(
     {
@@ -215,10 +217,15 @@ def _check(shapes: Shapes, sizes: Sizes, config: dict[str, Any]) -> None:
     expected |= {f"self_attn.{part}_norm.weight": (config["head_dim"],) for part in "qk"}
     expected |= {n: (D,) for n in _COMMON | _SANDWICH if n.endswith("layernorm.weight")}
 
-    first = {name.removeprefix(_FIRST) for name in shapes if name.startswith(_FIRST)}
+    layers: dict[str, set[str]] = defaultdict(set)
+    for name in shapes:
+        if name.startswith(_LAYERS):
+            index, _, rest = name.removeprefix(_LAYERS).partition(".")
+            layers[index].add(rest)
+    first = layers["0"]
     for index in range(sizes.num_hidden_layers):
-        layer = shapes.under(f"model.layers.{index}.")
-        for name in sorted(first | set(layer)):
+        layer = shapes.under(f"{_LAYERS}{index}.")
+        for name in sorted(first | layers[str(index)]):
             if name not in first:
                 raise ContradictionError(
                     f"{layer.prefix}{name} has no counterpart in layer 0; all layers of a "

@@ -66,13 +66,13 @@ def recipe(name: str) -> ResamplerRecipe:
     Raises:
         ConfigError: no architecture has that name; the nearest is suggested.
     """
-    spellings = {s: r for r in recipes().values() for s in (r.name, *r.aliases)}
-    found = spellings.get(name.lower())
+    known, spelling = recipes(), name.lower()
+    found = known.get(spelling) or next((r for r in known.values() if spelling in r.aliases), None)
     if found is None:
-        near = nearest(name.lower(), spellings)
+        near = nearest(spelling, [s for r in known.values() for s in (r.name, *r.aliases)])
         hint = f" Did you mean {near!r}?" if near else ""
         raise ConfigError(
-            f"unknown resampler_type {name!r}; known: {', '.join(sorted(recipes()))}; "
+            f"unknown resampler_type {name!r}; known: {', '.join(sorted(known))}; "
             f"others come with the package that defines them.{hint}"
         )
     return found

@@ -40,7 +40,7 @@ class VisionBackbone(nn.Module):
         encoder: ready-made tower to use; absent: one is built with random weights, in torch's
             default dtype and on its default device. On the meta device the tower's buffers
             (``position_ids`` of SigLIP and CLIP, which no checkpoint holds) lose their values;
-            build with ``accelerate.init_empty_weights(include_buffers=False)`` to keep them.
+            build under :func:`~panovlm.models.empty.without_weights` to keep them.
 
     Raises:
         ConfigError: transformers has no model for ``config``.
