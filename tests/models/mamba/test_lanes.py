@@ -56,6 +56,16 @@ def test_lanes_lie_anywhere_in_an_array() -> None:
     assert np.array_equal(target, expected)
 
 
+@pytest.mark.parametrize("number", [0, 1, 17, LANES])
+def test_only_the_first_lanes(number) -> None:
+    source, target = normal(LANES), np.full(LANES, 9, np.float32)
+    numba.njit(lambda x, y, w: store(y, 0, lanes.load_first(x, 0, w)))(source, target, number)
+    assert np.array_equal(target, np.where(np.arange(LANES) < number, source, 0))
+    target[:] = 9
+    numba.njit(lambda x, y, w: lanes.store_first(y, 0, load(x, 0), w))(source, target, number)
+    assert np.array_equal(target, np.where(np.arange(LANES) < number, source, 9))
+
+
 def test_bounds_let_nan_through() -> None:
     one, other = normal(2, LANES)
     one[3] = np.nan

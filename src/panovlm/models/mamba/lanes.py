@@ -79,10 +79,14 @@ def _argument(context: Any, builder: Any, kind: types.Type, value: Any) -> Any:
     """Return the place of an array, all lanes of a number, and the rest as it is."""
     if isinstance(kind, types.Array):
         return context.make_array(kind)(context, builder, value).data
-    if isinstance(kind, types.Float):
-        one = builder.insert_element(ir.Constant(WHOLE, ir.Undefined), value, INTEGER(0))
-        return builder.shuffle_vector(one, one, _integers(*[0] * LANES))
-    return value
+    return _everywhere(builder, value) if isinstance(kind, types.Float) else value
+
+
+def _everywhere(builder: Any, value: Any) -> Any:
+    """Return lanes that all hold a number."""
+    lanes = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    lanes = builder.insert_element(lanes, value, INTEGER(0))
+    return _part(builder, lanes, [0] * LANES)
 
 
 def _operation(result: types.Type, emit: Callable[..., Any]) -> Any:
@@ -145,6 +149,24 @@ def _load(builder: Any, data: Any, index: Any) -> Any:
 
 def _store(builder: Any, data: Any, index: Any, value: Any) -> None:
     builder.store(value, _place(builder, data, index, LANES), align=4)
+
+
+def _mask(builder: Any, number: Any) -> Any:
+    """Return which lanes are among the first ones."""
+    limit = _everywhere(builder, builder.trunc(number, INTEGER))
+    return builder.icmp_signed("<", _integers(*range(LANES)), limit)
+
+
+def _load_first(builder: Any, data: Any, index: Any, number: Any) -> Any:
+    place, mask = _place(builder, data, index, LANES), _mask(builder, number)
+    name = f"llvm.masked.load.v{LANES}f32.p0"
+    return _call(builder, name, WHOLE, place, INTEGER(4), mask, ir.Constant(WHOLE, None))
+
+
+def _store_first(builder: Any, data: Any, index: Any, value: Any, number: Any) -> None:
+    place, mask = _place(builder, data, index, LANES), _mask(builder, number)
+    name = f"llvm.masked.store.v{LANES}f32.p0"
+    _call(builder, name, ir.VoidType(), value, place, INTEGER(4), mask)
 
 
 def _store_half(builder: Any, data: Any, index: Any, value: Any) -> None:
@@ -211,6 +233,12 @@ load = cast("Callable[[Floats, int], Lanes]", _operation(LANES_TYPE, _load))
 """Return the numbers from a place in an array on."""
 store = cast("Callable[[Floats, int, Lanes | np.float32], None]", _operation(types.void, _store))
 """Write them to a place in an array."""
+load_first = cast("Callable[[Floats, int, int], Lanes]", _operation(LANES_TYPE, _load_first))
+"""Return only so many numbers, and zeros after them."""
+store_first = cast(
+    "Callable[[Floats, int, Lanes, int], None]", _operation(types.void, _store_first)
+)
+"""Write only so many."""
 store_half = cast("Callable[[Floats, int, Lanes], None]", _operation(types.void, _store_half))
 """Write half as many numbers with the same sum."""
 add_folded = cast("Callable[[Floats, int, Floats, int], None]", _operation(types.void, _add_folded))

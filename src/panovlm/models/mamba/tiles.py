@@ -13,7 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from panovlm.models.mamba.exponentials import LN_2, ONE, ZERO, exp2, log1p_exp, sigmoid
-from panovlm.models.mamba.lanes import LANES, TILE, Floats, Lanes, inlined, load, store, store_half
+from panovlm.models.mamba.lanes import (
+    LANES,
+    TILE,
+    Floats,
+    Lanes,
+    inlined,
+    load,
+    load_first,
+    store,
+    store_first,
+    store_half,
+)
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 Inputs: TypeAlias = tuple[Floats, Floats, Floats, Floats, Floats, Floats, Floats, Floats]
@@ -46,9 +57,7 @@ def load_tile(
         if width == LANES:
             store(work, to + t * LANES, load(source, at + t * stride))
         else:
-            store(work, to + t * LANES, ZERO)
-            for c in range(width):
-                work[to + t * LANES + c] = source[at + t * stride + c]
+            store(work, to + t * LANES, load_first(source, at + t * stride, width))
 
 
 @inlined
@@ -60,8 +69,7 @@ def store_tile(
         if width == LANES:
             store(target, at + t * stride, load(work, tile + t * LANES))
         else:
-            for c in range(width):
-                target[at + t * stride + c] = work[tile + t * LANES + c]
+            store_first(target, at + t * stride, load(work, tile + t * LANES), width)
 
 
 @inlined
