@@ -95,7 +95,7 @@ class NumbaCall:
         arguments = (self.sizes, strides, inputs, self.delta_softplus, *more)
         tasks = self.groups * self.parts
         threads = min(torch.get_num_threads(), tasks, 1 + self.states // STATES_OF_A_THREAD)
-        if threads == 1:
+        if threads <= 1:
             kernel(0, tasks, *arguments)
             return
         waiting = deque(range(tasks))
