@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import operator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 numba = pytest.importorskip("numba")
 
 from panovlm.models.mamba import lanes  # noqa: E402
-from panovlm.models.mamba.lanes import LANES, TILE, load, store  # noqa: E402
+from panovlm.models.mamba.lanes import LANES, PIECE, TILE, load, store  # noqa: E402
 
 NUMBER = np.float32(0.7)
 
@@ -98,11 +100,26 @@ def test_rows_are_folded_to_their_sums() -> None:
     rows, sums = normal(TILE, LANES), normal(TILE)
 
     @numba.njit
-    def fold(rows, halves, sums):
+    def fold(rows, pieces, sums):
         for t in range(TILE):
-            lanes.store_half(halves, t * LANES // 2, load(rows, t * LANES))
-        lanes.add_folded(halves, 0, sums, 0)
+            lanes.store_sums(pieces, t * PIECE, load(rows, t * LANES))
+        lanes.add_folded(pieces, 0, sums, 0)
 
     expected = sums + rows.sum(1, dtype=np.float64)
-    fold(rows.reshape(-1), np.empty(TILE * LANES // 2, np.float32), sums)
+    fold(rows.reshape(-1), np.empty(TILE * PIECE, np.float32), sums)
     assert np.abs(sums - expected).max() < 3e-6
+
+
+def test_a_change_in_any_source_makes_numba_compile_anew(tmp_path, monkeypatch) -> None:
+    (tmp_path / "one.py").write_text("A = 1\n", encoding="utf-8")
+    before = lanes.digest_of_sources(tmp_path)
+    (tmp_path / "two.py").write_text("B = 2\n", encoding="utf-8")
+    assert lanes.digest_of_sources(tmp_path) != before
+    assert lanes.digest_of_sources(Path(lanes.__file__).parent) == lanes.SOURCES
+
+    (tmp_path / "halves.py").write_text("def half(x):\n    return x / 2\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    assert lanes.jit(importlib.import_module("halves").half)(3.0) == 1.5
+    kept = [path.name for path in (tmp_path / "__pycache__").glob("*.nbi")]
+    assert len(kept) == 1 and lanes.SOURCES in kept[0]

@@ -8,9 +8,7 @@ for the backward pass; the others are computed again there.
 
 Tensors ``[batch, length, width]`` come as flat arrays with the strides of their first two axes and
 the place of their first time step, the last one where the scan goes back in time (its stride is
-negative then); the third axis has stride 1. numba's cache looks for changes in this file alone:
-whoever changes ``tiles.py``, ``exponentials.py`` or ``lanes.py`` without installing anew touches
-this one too.
+negative then); the third axis has stride 1.
 """
 
 from __future__ import annotations

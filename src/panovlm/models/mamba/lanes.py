@@ -8,9 +8,11 @@ may be fused with the sums that they go into, and nothing is reordered.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import numba
@@ -169,14 +171,17 @@ def _store_first(builder: Any, data: Any, index: Any, value: Any, number: Any) -
     _call(builder, name, ir.VoidType(), value, place, INTEGER(4), mask)
 
 
-def _store_half(builder: Any, data: Any, index: Any, value: Any) -> None:
-    low, high = range(LANES // 2), range(LANES // 2, LANES)
-    half = builder.fadd(_part(builder, value, low), _part(builder, value, high))
-    builder.store(half, _place(builder, data, index, LANES // 2), align=4)
+def _store_sums(builder: Any, data: Any, index: Any, value: Any) -> None:
+    number = LANES
+    while number > PIECE:
+        number //= 2
+        low, high = range(number), range(number, 2 * number)
+        value = builder.fadd(_part(builder, value, low), _part(builder, value, high))
+    builder.store(value, _place(builder, data, index, number), align=4)
 
 
 def _add_folded(builder: Any, data: Any, index: Any, target: Any, to: Any) -> None:
-    number = TILE * LANES // 2
+    number = TILE * PIECE
     value = builder.load(_place(builder, data, index, number), align=4)
     while number > TILE:
         even, odd = (_part(builder, value, range(first, number, 2)) for first in (0, 1))
@@ -239,10 +244,10 @@ store_first = cast(
     "Callable[[Floats, int, Lanes, int], None]", _operation(types.void, _store_first)
 )
 """Write only so many."""
-store_half = cast("Callable[[Floats, int, Lanes], None]", _operation(types.void, _store_half))
-"""Write half as many numbers with the same sum."""
+store_sums = cast("Callable[[Floats, int, Lanes], None]", _operation(types.void, _store_sums))
+"""Write ``PIECE`` numbers with the same sum."""
 add_folded = cast("Callable[[Floats, int, Floats, int], None]", _operation(types.void, _add_folded))
-"""Add the sums of ``TILE`` rows, written by :func:`store_half`, to as many numbers of an array."""
+"""Add the sums of ``TILE`` rows, written by :func:`store_sums`, to as many numbers of an array."""
 at_least = cast("Callable[[Lanes, Lanes | np.float32], Lanes]", _operation(LANES_TYPE, _at_least))
 """Return the larger one; a NaN in the first stays."""
 at_most = cast("Callable[[Lanes, Lanes | np.float32], Lanes]", _operation(LANES_TYPE, _at_most))
@@ -257,9 +262,24 @@ fraction_avx512 = cast("Callable[[Lanes], Lanes]", _operation(LANES_TYPE, _fract
 """Return what :func:`rounded` takes away, and 0 for infinity."""
 
 
+def digest_of_sources(folder: Path) -> str:
+    """Return a name for what stands in the modules of a folder."""
+    sources = (path.read_bytes() for path in sorted(folder.glob("*.py")))
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+
+
+SOURCES = digest_of_sources(Path(__file__).parent)
+
+
 def jit(function: Function, *, inlined: bool = False) -> Function:
-    """Compile at the first call; keep the result on disk where numba finds a place for it."""
+    """Compile at the first call; keep the result on disk where numba finds a place for it.
+
+    numba looks for changes in the file of the function alone, not of those that it calls. The
+    result is named after the function, hence also after all these sources.
+    """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": inlined}
+    if not inlined:
+        function.__qualname__ += f"_{SOURCES}"
     try:
         return cast("Function", numba.njit(cache=not inlined, **options)(function))
     except RuntimeError:  # no folder to write to: every process compiles for itself

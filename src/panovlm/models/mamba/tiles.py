@@ -15,6 +15,7 @@ import numpy.typing as npt
 from panovlm.models.mamba.exponentials import LN_2, ONE, ZERO, exp2, log1p_exp, sigmoid
 from panovlm.models.mamba.lanes import (
     LANES,
+    PIECE,
     TILE,
     Floats,
     Lanes,
@@ -23,7 +24,7 @@ from panovlm.models.mamba.lanes import (
     load_first,
     store,
     store_first,
-    store_half,
+    store_sums,
 )
 
 Integers: TypeAlias = npt.NDArray[np.int64]
@@ -207,13 +208,13 @@ def retreat(
         dy = load(work, DY + i)
         g = back + C[c + t * step_c] * dy
         back = load(work, DECAY + i) * g
-        store_half(work, C_SUMS + i // 2, state * dy)
+        store_sums(work, C_SUMS + t * PIECE, state * dy)
         state = load(work, H + i)
         flow = back * state  # the gradient of delta A
         d_a = d_a + flow * load(work, DELTA + i)
         store(work, D_DELTA + i, load(work, D_DELTA + i) + flow * a)
         store(work, DX + i, load(work, DX + i) + B[b + t * step_b] * g)
-        store_half(work, B_SUMS + i // 2, g * load(work, X + i))
+        store_sums(work, B_SUMS + t * PIECE, g * load(work, X + i))
     store(dA, at, d_a)
     return back
 
