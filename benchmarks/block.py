@@ -56,6 +56,15 @@ def block_of(width: int, n: int) -> BiMambaBlock:
     return block
 
 
+class TheirMixer(modeling_mamba.MambaMixer):
+    """A mixer of transformers that can be called as ours is."""
+
+    def forward(self, x: Tensor, loop: None, *, reverse: bool = False) -> Tensor:
+        """Mix; back through time by turning a copy round."""
+        assert loop is None
+        return super().forward(x.flip(1)).flip(1) if reverse else super().forward(x)
+
+
 def of_transformers(block: BiMambaBlock, *, use_mambapy: bool) -> nn.Module:
     """Return the block with transformers' mixers in it."""
     block = copy.deepcopy(block)
@@ -69,7 +78,7 @@ def of_transformers(block: BiMambaBlock, *, use_mambapy: bool) -> nn.Module:
             use_mambapy=use_mambapy,
         )
         config.intermediate_size = inner  # its `expand` must be a whole number
-        theirs = modeling_mamba.MambaMixer(config, layer_idx=0)
+        theirs = TheirMixer(config, layer_idx=0)
         theirs.load_state_dict(ours.state_dict())
         setattr(block, side, theirs)
     return block

@@ -71,6 +71,15 @@ def test_odd_sizes_in_both_directions(size) -> None:
     assert_exact(arguments(*size), reverse=True)
 
 
+@pytest.mark.parametrize("size", [(0, 3, 2, 5), (2, 3, 2, 0)])
+def test_nothing_to_scan(size) -> None:
+    args = arguments(*size)
+    y, *gradients = results(args, torch.float32)
+    assert y.shape == args["u"].shape
+    for gradient, value in zip(gradients, args.values(), strict=True):
+        assert gradient.shape == value.shape and not gradient.any()
+
+
 @pytest.mark.parametrize("present", list(itertools.product([False, True], repeat=3)))
 def test_optional_arguments(present) -> None:
     args = arguments(2, 5, 3, 19)

@@ -8,47 +8,40 @@ for the backward pass; the others are computed again there.
 
 Tensors ``[batch, length, width]`` come as flat arrays with the strides of their first two axes and
 the place of their first time step, the last one where the scan goes back in time (its stride is
-negative then); the third axis has stride 1. numba's cache looks for changes in this file alone:
-whoever changes ``tiles.py`` without installing anew touches this one too.
+negative then); the third axis has stride 1.
 """
 
 from __future__ import annotations
 
+from panovlm.models.mamba.exponentials import ZERO
+from panovlm.models.mamba.lanes import LANES, TILE, Floats, add_folded, jit, load, store
 from panovlm.models.mamba.tiles import (
+    B_SUMS,
+    C_SUMS,
     D_BIAS,
     D_D,
     D_DELTA,
-    DECAY,
     DY,
     DZ,
-    LANES,
     ROOM,
-    SIZE,
-    TILE,
-    ZERO,
-    Floats,
-    G,
-    H,
     Inputs,
     Integers,
     U,
     Y,
-    Z,
-    add_sums,
     advance,
+    advance_keeping,
+    begin_gradients,
     copy,
+    finish,
     finish_gradients,
     floats,
-    jit,
-    load,
+    load_inputs,
     load_tile,
     load_weights,
     place,
     prepare,
-    prepare_gradients,
     retreat,
-    sigmoid,
-    store,
+    store_tile,
 )
 
 
@@ -71,7 +64,8 @@ def forward(
         sizes: batch, length, width, n, sequences of a group, parts of the channels.
         strides: of the first two axes, and the first place, of u, delta, B, C, z and y, one row
             each; those of B and C must not be negative.
-        inputs: u, delta, A ``[width, n]``, B, C, D, z and bias; the last three may be empty.
+        inputs: u, delta, A ``[block, n, LANES]`` times log2(e), which makes decays powers of two,
+            B, C, D, z and bias; the last three may be empty.
         softplus: whether the step sizes go through a softplus.
         kept: to fill with the states before each tile but the first,
             ``[batch, block, tile - 1, n, LANES]``, or empty.
@@ -79,14 +73,15 @@ def forward(
     """
     batch, length, width, n, group, parts = sizes
     blocks, tiles, states = -(-width // LANES), -(-length // TILE), n * LANES
-    work, a, h = floats(ROOM), floats(states), floats(states)
-    B, C = inputs[3], inputs[4]
+    work, h = floats(ROOM), floats(states)
+    A, B, C = inputs[2:5]
+    step_b, step_c = strides[2, 1], strides[3, 1]
     for task in range(first, last):
         rows, part = task // parts * group, task % parts
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-            channel = block * LANES
+            channel, a = block * LANES, block * states
             w = min(LANES, width - channel)
-            load_weights(work, a, inputs, channel, w, n)
+            load_weights(work, inputs, channel, w)
             for row in range(rows, min(rows + group, batch)):
                 h[:] = ZERO
                 for tile in range(tiles):
@@ -94,28 +89,21 @@ def forward(
                     steps = min(TILE, length - begin)
                     if tile and len(kept):
                         at = ((row * blocks + block) * (tiles - 1) + tile - 1) * states
-                        copy(h, kept[at:])
-                    load_tile(work, inputs, strides, row, begin, channel, steps, w)
+                        copy(h, 0, kept, at, n)
+                    load_inputs(work, inputs, strides, row, begin, channel, steps, w)
                     prepare(work, softplus, steps)
-                    b, o = place(strides, 2, row, begin), place(strides, 3, row, begin)
+                    b, c = place(strides, 2, row, begin), place(strides, 3, row, begin)
                     for k in range(n):
-                        state = h[k * LANES : (k + 1) * LANES]
-                        copy(state, work[H:])
-                        advance(
-                            work,
-                            a[k * LANES : (k + 1) * LANES],
-                            B[b + k :],
-                            strides[2, 1],
-                            C[o + k :],
-                            strides[3, 1],
-                            steps,
+                        i, entry = k * LANES, load(A, a + k * LANES)
+                        state = load(h, i)
+                        state = advance(
+                            work, entry, state, B, b + k, step_b, C, c + k, step_c, steps
                         )
-                        copy(work[H + steps * LANES :], state)
+                        store(h, i, state)
                     if len(inputs[6]):
-                        for i in range(steps * LANES):
-                            work[Y + i] *= work[Z + i] * sigmoid(work[Z + i])
+                        finish(work, steps)
                     at = place(strides, 5, row, begin) + channel
-                    store(work, Y, y, at, strides[5, 1], steps, w)
+                    store_tile(work, Y, y, at, strides[5, 1], steps, w)
 
 
 @jit
@@ -146,60 +134,70 @@ def backward(
         kept: the states that it kept.
         dy: gradient of the output.
         gradients: in the order of ``inputs``. Those of u, delta and z are to fill, ``[batch,
-            length, width]``; those of A, D and bias too, one per group of sequences; those of B
-            and C to add to, ``[parts, batch, length, n]``. That of z is empty without gate.
+            length, width]``; those of D and bias too, one per group of sequences. To add to: that
+            of A, ``[group, block, n, LANES]``, and those of B and C, ``[parts, batch, tile, n,
+            TILE]``. That of z is empty without gate.
     """
     batch, length, width, n, group, parts = sizes
     blocks, tiles, states = -(-width // LANES), -(-length // TILE), n * LANES
-    work, folded = floats(ROOM), floats(SIZE)
-    a, dA, starts, carry = floats(states), floats(states), floats(states), floats(states)
-    B, C, gated = inputs[3], inputs[4], len(inputs[6])
-    du, d_delta, dA_all, dB, dC, dD, dz, d_bias = gradients
+    work, start, carry = floats(ROOM), floats(states), floats(states)
+    A, B, C = inputs[2:5]
+    gated = len(inputs[6])
+    step_b, step_c = strides[2, 1], strides[3, 1]
+    du, d_delta, dA, dB, dC, dD, dz, d_bias = gradients
     for task in range(first, last):
         rows, part = task // parts * group, task % parts
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-            channel = block * LANES
+            channel, a = block * LANES, block * states
+            d_a = task // parts * blocks * states + a
             w = min(LANES, width - channel)
-            load_weights(work, a, inputs, channel, w, n)
-            dA[:] = ZERO
+            load_weights(work, inputs, channel, w)
             work[D_D : D_D + 2 * LANES] = ZERO
             for row in range(rows, min(rows + group, batch)):
                 carry[:] = ZERO
                 for tile in range(tiles - 1, -1, -1):
                     begin = tile * TILE
                     steps = min(TILE, length - begin)
-                    starts[:] = ZERO
+                    start[:] = ZERO
                     if tile:
                         at = ((row * blocks + block) * (tiles - 1) + tile - 1) * states
-                        copy(kept[at:], starts)
-                    load_tile(work, inputs, strides, row, begin, channel, steps, w)
+                        copy(kept, at, start, 0, n)
+                    load_inputs(work, inputs, strides, row, begin, channel, steps, w)
                     at = place(strides, 5, row, begin) + channel
-                    load(work, DY, dy, at, strides[5, 1], steps, w)
+                    load_tile(work, DY, dy, at, strides[5, 1], steps, w)
                     prepare(work, softplus, steps)
-                    prepare_gradients(work, gated, steps)
-                    b, o = place(strides, 2, row, begin), place(strides, 3, row, begin)
-                    at = ((part * batch + row) * length + begin) * n
+                    begin_gradients(work, gated, steps)
+                    b, c = place(strides, 2, row, begin), place(strides, 3, row, begin)
+                    sums = ((part * batch + row) * tiles + tile) * n * TILE
                     for k in range(n):
-                        lanes = slice(k * LANES, (k + 1) * LANES)
-                        Bk, Ck = B[b + k :], C[o + k :]
-                        copy(starts[lanes], work[H:])
-                        advance(work, a[lanes], Bk, strides[2, 1], Ck, strides[3, 1], steps)
-                        copy(carry[lanes], work[G + steps * LANES :])
-                        retreat(
-                            work, a[lanes], dA[lanes], Bk, strides[2, 1], Ck, strides[3, 1], steps
+                        i, entry = k * LANES, load(A, a + k * LANES)
+                        state, back = load(start, i), load(carry, i)
+                        advance_keeping(
+                            work, entry, state, B, b + k, step_b, C, c + k, step_c, steps
                         )
-                        copy(work[G:], carry[lanes])
-                        add_sums(work, DECAY, folded, dB, at + k, n, steps)
-                        add_sums(work, H + LANES, folded, dC, at + k, n, steps)
+                        back = retreat(
+                            work,
+                            entry,
+                            back,
+                            dA,
+                            d_a + i,
+                            B,
+                            b + k,
+                            step_b,
+                            C,
+                            c + k,
+                            step_c,
+                            steps,
+                        )
+                        store(carry, i, back)
+                        add_folded(work, B_SUMS, dB, sums + k * TILE)
+                        add_folded(work, C_SUMS, dC, sums + k * TILE)
                     finish_gradients(work, softplus, gated, steps)
                     at = place(strides, 6, row, begin) + channel
-                    store(work, U, du, at, strides[6, 1], steps, w)
-                    store(work, D_DELTA, d_delta, at, strides[6, 1], steps, w)
+                    store_tile(work, U, du, at, strides[6, 1], steps, w)
+                    store_tile(work, D_DELTA, d_delta, at, strides[6, 1], steps, w)
                     if gated:
-                        store(work, DZ, dz, at, strides[6, 1], steps, w)
+                        store_tile(work, DZ, dz, at, strides[6, 1], steps, w)
             at = task // parts * width + channel
-            store(work, D_D, dD, at, 0, 1, w)
-            store(work, D_BIAS, d_bias, at, 0, 1, w)
-            for c in range(w):
-                for k in range(n):
-                    dA_all[(at + c) * n + k] = dA[k * LANES + c]
+            store_tile(work, D_D, dD, at, 0, 1, w)
+            store_tile(work, D_BIAS, d_bias, at, 0, 1, w)

@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from panovlm.models.mamba import kernels
 from panovlm.models.mamba.arguments import width_last
-from panovlm.models.mamba.tiles import LANES, TILE
+from panovlm.models.mamba.constants import LOG2_E
+from panovlm.models.mamba.lanes import LANES, TILE
 
 STEPS_OF_A_TASK = 64
 """Short sequences are grouped until a task has about as many time steps."""
@@ -39,20 +40,21 @@ class NumbaCall:
         narrow = [t.flip(2) if reverse else t for t in (B, C)]
         gate = _nothing(3) if z is None else z
         self.sequences = [width_last(t) for t in (u, delta, *narrow, gate)]
-        self.vectors = [_nothing() if t is None else t.contiguous() for t in (A, D, delta_bias)]
+        self.vectors = [_nothing() if t is None else t.contiguous() for t in (D, delta_bias)]
         self.has_D, self.has_z, self.has_bias = (t is not None for t in (D, z, delta_bias))
         self.delta_softplus = delta_softplus
         group = max(1, STEPS_OF_A_TASK // max(1, self.length))
         self.groups = -(-self.batch // group)
         self.blocks = -(-self.width // LANES)
+        self.tiles = -(-self.length // TILE)
+        self.A = self._in_blocks(A.detach() * LOG2_E)
         self.parts = min(self.blocks, max(1, TASKS // max(1, self.groups)))
         self.sizes = np.array([*u.shape[:1], self.length, self.width, self.n, group, self.parts])
         self.states = self.batch * self.length * self.width * self.n
 
     def room_for_states(self) -> Tensor:
         """Return memory for the states before every tile but the first."""
-        tiles = -(-self.length // TILE)
-        rows = self.batch * self.blocks * max(0, tiles - 1)
+        rows = self.batch * self.blocks * max(0, self.tiles - 1)
         return _empty(rows * self.n * LANES)
 
     def forward(self, kept: Tensor | None) -> Tensor:
@@ -67,19 +69,18 @@ class NumbaCall:
         size = (self.batch, self.length, self.width)
         du, d_delta = _empty(*size), _empty(*size)
         dz = _empty(*size) if self.has_z else _empty(0)
-        dA = _empty(self.groups, self.width, self.n)
+        dA = _zeros(self.groups, self.blocks, self.n, LANES)
         dD, d_bias = _empty(self.groups, self.width), _empty(self.groups, self.width)
-        dB, dC = (_empty(self.parts, self.batch, self.length, self.n).zero_() for _ in range(2))
+        dB, dC = (_zeros(self.parts, self.batch, self.tiles, self.n, TILE) for _ in range(2))
         gradients = tuple(_flat(t) for t in (du, d_delta, dA, dB, dC, dD, dz, d_bias))
         dy = width_last(dy)
         self._run(kernels.backward, [*self.sequences, dy, du], _flat(kept), _flat(dy), gradients)
-        dB, dC = (self._in_time(t.sum(0).transpose(1, 2)) for t in (dB, dC))
         return (
             du.transpose(1, 2),
             d_delta.transpose(1, 2),
-            dA.sum(0),
-            dB,
-            dC,
+            dA.sum(0).transpose(1, 2).flatten(0, 1)[: self.width],
+            self._in_time(dB.sum(0)),
+            self._in_time(dC.sum(0)),
             dD.sum(0) if self.has_D else None,
             dz.transpose(1, 2) if self.has_z else None,
             d_bias.sum(0) if self.has_bias else None,
@@ -88,13 +89,13 @@ class NumbaCall:
     def _run(self, kernel: Callable[..., None], sequences: Sequence[Tensor], *more: object) -> None:
         """Share the tasks of a kernel among as many threads as torch may use."""
         u, delta, B, C, z = (_flat(t) for t in sequences[:5])
-        A, D, bias = (_flat(t) for t in self.vectors)
+        D, bias = (_flat(t) for t in self.vectors)
         strides = np.array([self._walk(t, turned=i in (2, 3)) for i, t in enumerate(sequences)])
-        inputs = (u, delta, A, B, C, D, z, bias)
+        inputs = (u, delta, _flat(self.A), B, C, D, z, bias)
         arguments = (self.sizes, strides, inputs, self.delta_softplus, *more)
         tasks = self.groups * self.parts
         threads = min(torch.get_num_threads(), tasks, 1 + self.states // STATES_OF_A_THREAD)
-        if threads == 1:
+        if threads <= 1:
             kernel(0, tasks, *arguments)
             return
         waiting = deque(range(tasks))
@@ -119,7 +120,14 @@ class NumbaCall:
         back = self.reverse and not turned
         return (row, -step, (self.length - 1) * step) if back else (row, step, 0)
 
+    def _in_blocks(self, A: Tensor) -> Tensor:
+        """Turn ``[width, n]`` into ``[block, n, LANES]``, with zeros beyond the width."""
+        padded = nn.functional.pad(A, (0, 0, 0, self.blocks * LANES - self.width))
+        return padded.view(self.blocks, LANES, self.n).transpose(1, 2).contiguous()
+
     def _in_time(self, t: Tensor) -> Tensor:
+        """Turn ``[batch, tile, n, TILE]`` into ``[batch, n, length]``, in the order of time."""
+        t = t.transpose(1, 2).flatten(2)[..., : self.length]
         return t.flip(2) if self.reverse else t
 
 
@@ -131,6 +139,10 @@ def _empty(*size: int) -> Tensor:
     scan's own writing.
     """
     return torch.from_numpy(np.empty(size, np.float32))
+
+
+def _zeros(*size: int) -> Tensor:
+    return _empty(*size).zero_()
 
 
 def _nothing(axes: int = 1) -> Tensor:

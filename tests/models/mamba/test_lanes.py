@@ -1,0 +1,125 @@
+"""Lanes against numpy."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+numba = pytest.importorskip("numba")
+
+from panovlm.models.mamba import lanes  # noqa: E402
+from panovlm.models.mamba.lanes import LANES, PIECE, TILE, load, store  # noqa: E402
+
+NUMBER = np.float32(0.7)
+
+
+def normal(*size: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=size).astype(np.float32)
+
+
+def applied(function, *arrays: np.ndarray) -> np.ndarray:
+    """Compile a function of one or two lanes and return what it gives."""
+    found = np.empty(LANES, np.float32)
+    if len(arrays) == 1:
+
+        @numba.njit
+        def fill(found, one):
+            store(found, 0, function(load(one, 0)))
+    else:
+
+        @numba.njit
+        def fill(found, one, other):
+            store(found, 0, function(load(one, 0), load(other, 0)))
+
+    fill(found, *arrays)
+    return found
+
+
+@pytest.mark.parametrize("symbol", ["add", "sub", "mul", "truediv"])
+def test_operators_with_lanes_and_numbers(symbol) -> None:
+    operation = getattr(operator, symbol)
+    one, other = normal(2, LANES)
+    assert np.array_equal(applied(operation, one, other), operation(one, other))
+    right = numba.njit(lambda x: operation(x, NUMBER))
+    assert np.array_equal(applied(right, one), operation(one, NUMBER))
+    left = numba.njit(lambda x: operation(NUMBER, x))
+    assert np.array_equal(applied(left, one), operation(NUMBER, one))
+
+
+def test_lanes_lie_anywhere_in_an_array() -> None:
+    source, target = normal(2 * LANES), np.zeros(2 * LANES, np.float32)
+    numba.njit(lambda x, y: store(y, 5, load(x, 3)))(source, target)
+    expected = np.zeros(2 * LANES, np.float32)
+    expected[5 : 5 + LANES] = source[3 : 3 + LANES]
+    assert np.array_equal(target, expected)
+
+
+@pytest.mark.parametrize("number", [0, 1, 17, LANES])
+def test_only_the_first_lanes(number) -> None:
+    source, target = normal(LANES), np.full(LANES, 9, np.float32)
+    numba.njit(lambda x, y, w: store(y, 0, lanes.load_first(x, 0, w)))(source, target, number)
+    assert np.array_equal(target, np.where(np.arange(LANES) < number, source, 0))
+    target[:] = 9
+    numba.njit(lambda x, y, w: lanes.store_first(y, 0, load(x, 0), w))(source, target, number)
+    assert np.array_equal(target, np.where(np.arange(LANES) < number, source, 9))
+
+
+def test_bounds_let_nan_through() -> None:
+    one, other = normal(2, LANES)
+    one[3] = np.nan
+    for bound, exact in ((lanes.at_least, np.maximum), (lanes.at_most, np.minimum)):
+        assert np.array_equal(applied(bound, one, other), exact(one, other), equal_nan=True)
+
+
+def test_rounded_goes_to_even_numbers() -> None:
+    x = np.linspace(-LANES / 4, LANES / 4, LANES + 1, dtype=np.float32)[:LANES]
+    assert np.array_equal(applied(lanes.rounded, x), np.rint(x))
+
+
+def test_scaled_by_powers_of_two() -> None:
+    x, exponent = 1 + np.abs(normal(LANES)), np.arange(LANES, dtype=np.float32) - LANES / 2
+    assert np.array_equal(applied(lanes.scaled, x, exponent), np.ldexp(x, exponent.astype(int)))
+
+
+@pytest.mark.skipif(not lanes.HAS_AVX512, reason="this processor has no AVX-512")
+def test_instructions_of_avx512_reach_every_lane() -> None:
+    x, exponent = normal(LANES), np.arange(LANES, dtype=np.float32) * 8 - 4 * LANES
+    with np.errstate(over="ignore"):
+        expected = np.ldexp(x, exponent.astype(int))
+    assert np.array_equal(applied(lanes.scaled_avx512, x, exponent), expected)
+    assert np.array_equal(
+        applied(lanes.fraction_avx512, exponent + x), (exponent + x) - np.rint(exponent + x)
+    )
+
+
+def test_rows_are_folded_to_their_sums() -> None:
+    rows, sums = normal(TILE, LANES), normal(TILE)
+
+    @numba.njit
+    def fold(rows, pieces, sums):
+        for t in range(TILE):
+            lanes.store_sums(pieces, t * PIECE, load(rows, t * LANES))
+        lanes.add_folded(pieces, 0, sums, 0)
+
+    expected = sums + rows.sum(1, dtype=np.float64)
+    fold(rows.reshape(-1), np.empty(TILE * PIECE, np.float32), sums)
+    assert np.abs(sums - expected).max() < 3e-6
+
+
+def test_a_change_in_any_source_makes_numba_compile_anew(tmp_path, monkeypatch) -> None:
+    (tmp_path / "one.py").write_text("A = 1\n", encoding="utf-8")
+    before = lanes.digest_of_sources(tmp_path)
+    (tmp_path / "two.py").write_text("B = 2\n", encoding="utf-8")
+    assert lanes.digest_of_sources(tmp_path) != before
+    assert lanes.digest_of_sources(Path(lanes.__file__).parent) == lanes.SOURCES
+
+    (tmp_path / "halves.py").write_text("def half(x):\n    return x / 2\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    assert lanes.jit(importlib.import_module("halves").half)(3.0) == 1.5
+    kept = [path.name for path in (tmp_path / "__pycache__").glob("*.nbi")]
+    assert len(kept) == 1 and lanes.SOURCES in kept[0]
