@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,18 +106,3 @@ def test_rows_are_folded_to_their_sums() -> None:
     expected = sums + rows.sum(1, dtype=np.float64)
     fold(rows.reshape(-1), np.empty(TILE * PIECE, np.float32), sums)
     assert np.abs(sums - expected).max() < 3e-6
-
-
-def test_a_change_in_any_source_makes_numba_compile_anew(tmp_path, monkeypatch) -> None:
-    (tmp_path / "one.py").write_text("A = 1\n", encoding="utf-8")
-    before = lanes.digest_of_sources(tmp_path)
-    (tmp_path / "two.py").write_text("B = 2\n", encoding="utf-8")
-    assert lanes.digest_of_sources(tmp_path) != before
-    assert lanes.digest_of_sources(Path(lanes.__file__).parent) == lanes.SOURCES
-
-    (tmp_path / "halves.py").write_text("def half(x):\n    return x / 2\n", encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
-    assert lanes.jit(importlib.import_module("halves").half)(3.0) == 1.5
-    kept = [path.name for path in (tmp_path / "__pycache__").glob("*.nbi")]
-    assert len(kept) == 1 and lanes.SOURCES in kept[0]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 
 from panovlm.models.mamba import constants
+from panovlm.models.mamba.compiled import inlined
 from panovlm.models.mamba.lanes import (
     HAS_AVX512,
     Lanes,
     at_least,
     at_most,
     fraction_avx512,
-    inlined,
     rounded,
     scaled,
     scaled_avx512,

@@ -13,8 +13,9 @@ negative then); the third axis has stride 1.
 
 from __future__ import annotations
 
+from panovlm.models.mamba.compiled import jit
 from panovlm.models.mamba.exponentials import ZERO
-from panovlm.models.mamba.lanes import LANES, TILE, Floats, add_folded, jit, load, store
+from panovlm.models.mamba.lanes import LANES, TILE, Floats, add_folded, load, store
 from panovlm.models.mamba.tiles import (
     B_SUMS,
     C_SUMS,

@@ -8,14 +8,11 @@ may be fused with the sums that they go into, and nothing is reordered.
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections.abc import Callable, Sequence
 from functools import wraps
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Protocol, TypeAlias, cast
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
@@ -26,7 +23,6 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload, register_model
 
 Floats: TypeAlias = npt.NDArray[np.float32]
-Function = TypeVar("Function", bound=Callable[..., object])
 
 LANES = 64
 """Channels that advance together."""
@@ -94,9 +90,8 @@ def _everywhere(builder: Any, value: Any) -> Any:
 def _operation(result: types.Type, emit: Callable[..., Any]) -> Any:
     """Make a function for compiled code out of one that writes LLVM's instructions."""
 
-    @wraps(
-        emit
-    )  # numba asks for the names of the arguments, of which the first is its own here too
+    # numba asks for the names of the arguments, of which the first is its own here too.
+    @wraps(emit)
     def typed(_: Any, *kinds: types.Type) -> Any:
         def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
             pairs = zip(signature.args, values, strict=True)
@@ -260,32 +255,3 @@ scaled_avx512 = cast("Callable[[Lanes, Lanes], Lanes]", _operation(LANES_TYPE, _
 """Multiply with powers of two, whatever the exponents."""
 fraction_avx512 = cast("Callable[[Lanes], Lanes]", _operation(LANES_TYPE, _fraction_avx512))
 """Return what :func:`rounded` takes away, and 0 for infinity."""
-
-
-def digest_of_sources(folder: Path) -> str:
-    """Return a name for what stands in the modules of a folder."""
-    sources = (path.read_bytes() for path in sorted(folder.glob("*.py")))
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
-
-
-SOURCES = digest_of_sources(Path(__file__).parent)
-
-
-def jit(function: Function, *, inlined: bool = False) -> Function:
-    """Compile at the first call; keep the result on disk where numba finds a place for it.
-
-    numba looks for changes in the file of the function alone, not of those that it calls. The
-    result is named after the function, hence also after all these sources.
-    """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": inlined}
-    if not inlined:
-        function.__qualname__ += f"_{SOURCES}"
-    try:
-        return cast("Function", numba.njit(cache=not inlined, **options)(function))
-    except RuntimeError:  # no folder to write to: every process compiles for itself
-        return cast("Function", numba.njit(**options)(function))
-
-
-def inlined(function: Function) -> Function:
-    """Compile as a part of the functions that call this one."""
-    return jit(function, inlined=True)

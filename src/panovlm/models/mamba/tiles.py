@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from panovlm.models.mamba.compiled import inlined
 from panovlm.models.mamba.exponentials import LN_2, ONE, ZERO, exp2, log1p_exp, sigmoid
 from panovlm.models.mamba.lanes import (
     LANES,
@@ -19,7 +20,6 @@ from panovlm.models.mamba.lanes import (
     TILE,
     Floats,
     Lanes,
-    inlined,
     load,
     load_first,
     store,
