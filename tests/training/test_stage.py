@@ -109,15 +109,14 @@ def test_optimizer_steps(
     assert optimizer_steps("resampler", stage, data, processes) == expected
 
 
-@pytest.mark.parametrize("interval", ["7", "0", "1.5", "-1", "0.0"])
-def test_an_interval_that_no_epoch_reaches(interval: str, make_settings: MakeSettings) -> None:
+def test_an_interval_that_no_epoch_reaches(make_settings: MakeSettings) -> None:
     place = "training.stage_configs.resampler.val_check_interval"
-    settings = make_settings(Path("runs"), f"{place}={interval}")
+    settings = make_settings(Path("runs"), f"{place}=7")
     tables = Tables(settings)
     model = stage_model(settings, "resampler", tables, None)
     data = stage_data(settings, "resampler", model, tables.of("resampler"))
     stage = settings.training.stage_configs["resampler"]
-    with pytest.raises(ConfigError, match=f"{place} is {interval}, but an epoch has 6 batches"):
+    with pytest.raises(ConfigError, match=f"{place} is 7, but an epoch has 6 batches"):
         optimizer_steps("resampler", stage, data, 1)
 
 

@@ -65,8 +65,7 @@ def check_interval(name: str, stage: StageConfig, batches: int) -> None:
         ConfigError: they would.
     """
     interval = stage.val_check_interval
-    longest = 1.0 if isinstance(interval, float) else batches
-    if not 0 < interval <= longest:
+    if isinstance(interval, int) and interval > batches:
         raise ConfigError(
             f"training.stage_configs.{name}.val_check_interval is {interval}, but an epoch has "
             f"{batches} batches; give a number of batches from 1 to {batches}, or a fraction of an "
