@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder in which views are kept for the next evaluation (with --config: "
         "paths.cache_dir where training.cache_views is disk)",
     )
+    parser.add_argument(
+        "--views-on",
+        choices=["loader", "device"],
+        help="what cuts perspective views (default loader; with --config: training.views_on)",
+    )
     parser.add_argument("--max-samples", type=positive, help="ask only the first so many questions")
     parser.add_argument("--batch-size", type=positive, help="questions per batch (default 8)")
     parser.add_argument("--max-new-tokens", type=positive, help="longest answer, in tokens")
@@ -129,6 +134,7 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
         max_samples=options.max_samples,
         fresh=options.fresh,
         cache_views=view_cache(options, settings),
+        views_on=options.views_on or (settings.training.views_on if settings else "loader"),
     )
     if options.log_samples:
         for answer in result.answers[:: options.log_interval][: options.log_max_samples]:
