@@ -154,7 +154,7 @@ def test_other_pixels_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(made, "render", off_by_one)
     for _ in range(2):
-        with pytest.raises(ConfigError, match="cut on cpu are not those .* use views_on loader"):
+        with pytest.raises(ConfigError, match=r"cut on cpu are not those .* use views_on loader"):
             views.cut([uncut(noise(50, 100), made)])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from panovlm.checkpoint.find.locate import locate
 from panovlm.checkpoint.report.describe import remarks
@@ -134,7 +134,7 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
         max_samples=options.max_samples,
         fresh=options.fresh,
         cache_views=view_cache(options, settings),
-        views_on=options.views_on or (settings.training.views_on if settings else "loader"),
+        views_on=views_on(options, settings),
     )
     if options.log_samples:
         for answer in result.answers[:: options.log_interval][: options.log_max_samples]:
@@ -218,6 +218,13 @@ def view_cache(options: argparse.Namespace, settings: Settings | None) -> OnDisk
         return on_disk(settings) if settings else None
     default: float = Training.model_fields["cache_limit"].default
     return OnDisk(options.view_cache, settings.training.cache_limit if settings else default)
+
+
+def views_on(options: argparse.Namespace, settings: Settings | None) -> Literal["loader", "device"]:
+    """Return what cuts the views."""
+    if options.views_on is not None:
+        return options.views_on
+    return settings.training.views_on if settings else "loader"
 
 
 def _prefix(settings: Settings | None, model: Any) -> str:

@@ -100,14 +100,9 @@ class DeviceViews:
             total = seen.view(*shape, 3).sum((3, 5), dtype=torch.int32)
             seen = ((total + area // 2) // area).to(torch.uint8)
         seen = seen.view(*shape[:3], cut.size[1], 3)[:, :, cut.margin : cut.size[0] - cut.margin]
-        kept, target, resample = (
-            kept_size(cut),
-            target_size(cut, self._pipeline),
-            Image.Resampling.LANCZOS,
-        )
-        if processor is not None:
-            resample = processor.resample
+        kept, target = kept_size(cut), target_size(cut, self._pipeline)
         if kept != target:
+            resample = Image.Resampling.LANCZOS if processor is None else processor.resample
             seen = through(seen, _passes(kept, target, resample, seen.device))
         if processor is None or processor.crop is None:
             return seen
