@@ -37,7 +37,10 @@ class Uncut(NamedTuple):
 
     def on(self, device: torch.device) -> Uncut:
         """Return the same on a device."""
-        return self._replace(panoramas=self.panoramas.to(device), others=self.others.to(device))
+        panoramas, others = (
+            part.to(device, non_blocking=True) for part in (self.panoramas, self.others)
+        )
+        return self._replace(panoramas=panoramas, others=others)
 
 
 def perspectives(pipeline: ViewPipeline) -> list[Perspective]:
