@@ -28,7 +28,7 @@ BITS = 5
 """Of the fraction of cv2's fixed-point coordinates."""
 STEPS = 1 << BITS
 AT_ONCE = 2**22
-"""Points that are read in one go, in as many panoramas; each takes some 30 bytes meanwhile."""
+"""Points that are read in one go, in as many panoramas; each takes some 50 bytes meanwhile."""
 NOISE = 3
 """Height of the panorama that is cut both ways before any other, in heights of a view."""
 
