@@ -236,8 +236,8 @@ class Training(StrictModel):
         self._check_features()
         if self.cache_views and (self.yaw_turns > 1 or self.views_on == "device"):
             raise ValueError(
-                f"cache_views keeps what loaders cut of panoramas as they are, but yaw_turns is "
-                f"{self.yaw_turns} and views_on {self.views_on}; switch it off, or set them to 1 and loader"
+                "cache_views keeps what loaders cut of panoramas as they are, but yaw_turns is "
+                f"{self.yaw_turns} and views_on {self.views_on}; switch it off, or use 1 and loader"
             )
 
     def _check_features(self) -> None:
