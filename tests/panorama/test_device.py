@@ -12,6 +12,7 @@ from PIL import Image
 from panovlm.config.schema import CropStrategy, ImageProcessing
 from panovlm.errors import ConfigError
 from panovlm.panorama import device as device_module
+from panovlm.panorama import projection
 from panovlm.panorama.device import DeviceViews
 from panovlm.panorama.pipeline import ViewPipeline
 from panovlm.panorama.taps import FILTERS, passes_between, through
@@ -74,6 +75,13 @@ def assert_equal(
 def test_equal_to_the_last_bit(strategy: str, size: tuple[int, int]) -> None:
     batch = assert_equal(pipeline(strategy, image_size=size), [noise(*size) for size in PANORAMAS])
     assert len(batch) == len(PANORAMAS)
+
+
+@pytest.mark.parametrize("strategy", ["e2p", "e2p_sphere"])
+def test_of_panoramas_that_loaders_read_in_another_order(strategy: str) -> None:
+    large = noise(760, 1520)
+    assert large[..., 0].size >= projection._LARGE
+    assert_equal(pipeline(strategy, fov_deg=60), [large])
 
 
 @pytest.mark.parametrize("rendering", ["good", "fast"])
