@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from panovlm.checkpoint.find.locate import locate
 from panovlm.checkpoint.report.describe import remarks
@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder in which views are kept for the next evaluation (with --config: "
         "paths.cache_dir where training.cache_views is disk)",
+    )
+    parser.add_argument(
+        "--views-on",
+        choices=["loader", "device"],
+        help="what cuts perspective views (default loader; with --config: training.views_on)",
     )
     parser.add_argument("--max-samples", type=positive, help="ask only the first so many questions")
     parser.add_argument("--batch-size", type=positive, help="questions per batch (default 8)")
@@ -129,6 +134,7 @@ def _evaluate(options: argparse.Namespace, path: Path) -> int:
         max_samples=options.max_samples,
         fresh=options.fresh,
         cache_views=view_cache(options, settings),
+        views_on=views_on(options, settings),
     )
     if options.log_samples:
         for answer in result.answers[:: options.log_interval][: options.log_max_samples]:
@@ -212,6 +218,13 @@ def view_cache(options: argparse.Namespace, settings: Settings | None) -> OnDisk
         return on_disk(settings) if settings else None
     default: float = Training.model_fields["cache_limit"].default
     return OnDisk(options.view_cache, settings.training.cache_limit if settings else default)
+
+
+def views_on(options: argparse.Namespace, settings: Settings | None) -> Literal["loader", "device"]:
+    """Return what cuts the views."""
+    if options.views_on is not None:
+        return options.views_on
+    return settings.training.views_on if settings else "loader"
 
 
 def _prefix(settings: Settings | None, model: Any) -> str:

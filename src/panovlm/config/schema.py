@@ -199,6 +199,8 @@ class Training(StrictModel):
     num_workers: Annotated[int, Limits(ge=0)] | Literal["auto"] = "auto"
     """Processes that load panoramas; 0: the training process itself. ``auto``: one for every core
     that training does not need, at most 8; none with ``cache_views``."""
+    views_on: Literal["loader", "device"] = "loader"
+    """Where perspective views are cut, to the same bits: in loaders, or on the training device."""
     eval_batch_size: int = Field(default=8, ge=1)
     """Questions per batch of an evaluation."""
     system_msg: str | None = None
@@ -232,16 +234,17 @@ class Training(StrictModel):
     def _check(self) -> None:
         self._check_stages()
         self._check_features()
-        if self.yaw_turns > 1 and self.cache_views:
+        if self.cache_views and (self.yaw_turns > 1 or self.views_on == "device"):
             raise ValueError(
-                f"cache_views keeps the views of panoramas as they are, but yaw_turns is "
-                f"{self.yaw_turns}; switch one of the two off"
+                "cache_views keeps what loaders cut of panoramas as they are, but yaw_turns is "
+                f"{self.yaw_turns} and views_on {self.views_on}; switch it off, or use 1 and loader"
             )
 
     def _check_features(self) -> None:
         for name, wrong, why in (
             ("augment", self.augment, "changes the colours of every panorama by chance"),
             ("yaw_turns", self.yaw_turns > 1, "turns every panorama by chance"),
+            ("views_on", self.views_on == "device", "device would have nothing to cut"),
             ("cache_views", self.cache_views is True, "keeps pixels that would never be read"),
         ):
             if self.cache_features and wrong:

@@ -82,19 +82,30 @@ class ViewCache:
 def load_views(
     sample: Sample, pipeline: ViewPipeline, turn: tuple[int, int] = (0, 1)
 ) -> NDArray[np.uint8]:
-    """Read and render the panorama of a sample: uint8 [V, h, w, 3].
+    """Read and render the panorama of a sample: uint8 [V, h, w, 3]; see :func:`load_panorama`."""
+    return load_panorama(sample, pipeline, turn, pipeline.render)
+
+
+def load_panorama(
+    sample: Sample,
+    pipeline: ViewPipeline,
+    turn: tuple[int, int],
+    use: Callable[[NDArray[np.uint8]], R],
+) -> R:
+    """Read the panorama of a sample, and return what is made of it.
 
     Args:
         sample: Names the image.
-        pipeline: Renders it.
+        pipeline: Knows how finely it is read.
         turn: How far the panorama is turned first: so many times one so-manieth of a circle.
+        use: Makes something of the panorama [H, W, 3].
 
     Raises:
-        DataError: The image cannot be read or turned; the message names the row.
+        DataError: The image cannot be read, turned or used; the message names the row.
     """
     with naming(sample):
         erp = read_panorama(sample.image, pipeline.reduction)
-        return pipeline.render(rolled(erp, *turn) if turn[0] else erp)
+        return use(rolled(erp, *turn) if turn[0] else erp)
 
 
 @contextmanager

@@ -8,17 +8,23 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from panovlm.data.augment import Tint
 from panovlm.data.dataset import Item
 from panovlm.models.language.chat import IGNORED
+from panovlm.panorama.uncut import Uncut, together
 
 
 class Batch(TypedDict):
-    """Several items: views, or what the tower makes of them; texts if the items have some."""
+    """Several items: views, what they are cut from, or the tower's features; texts if they have."""
 
     source: list[str]
     """[B], where each sample stands in its table."""
     pixel_values: NotRequired[Tensor]
     """float32 [B, V, 3, h, w]"""
+    uncut: NotRequired[list[Uncut]]
+    """Panoramas, those of one size together, for views that are cut later."""
+    tints: NotRequired[list[Tint]]
+    """What the views of each are multiplied by then; absent: nothing."""
     features: NotRequired[Tensor]
     """[B, V, S, Dv]"""
     view_size: NotRequired[tuple[int, int]]
@@ -43,8 +49,14 @@ def collate(items: Sequence[Item], pad_id: int) -> Batch:
     """
     batch: Batch = {"source": [item["source"] for item in items]}
     pixels = [item["pixel_values"] for item in items if "pixel_values" in item]
+    whole = [item["uncut"] for item in items if "uncut" in item]
     if pixels:
         batch["pixel_values"] = torch.stack(pixels)
+    elif whole:
+        batch["uncut"] = together(whole)
+        tints = [item["tint"] for item in items if "tint" in item]
+        if tints:
+            batch["tints"] = tints
     else:
         batch["features"] = torch.stack([item["features"] for item in items if "features" in item])
         (batch["view_size"],) = {item["view_size"] for item in items if "view_size" in item}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from panovlm.data.augment import jitter
+from panovlm.data.augment import Tint, jitter
 from panovlm.data.blocks import blocks_of
-from panovlm.data.cache import KnownViews, load_views
+from panovlm.data.cache import KnownViews, load_panorama, load_views
 from panovlm.data.features import KeptFeatures
 from panovlm.data.loader import Draw
 from panovlm.data.packing import pack
@@ -22,10 +23,11 @@ from panovlm.data.turns import turned_conversation
 from panovlm.errors import ConfigError, DataError
 from panovlm.models.language.chat import IGNORED, ChatFormat
 from panovlm.panorama.pipeline import ViewPipeline
+from panovlm.panorama.uncut import Uncut, uncut
 
 
 class Item(TypedDict):
-    """One sample: its views, or what the tower makes of them.
+    """One sample: its views, what they are cut from, or what the tower makes of them.
 
     The texts are absent in a dataset without chat format.
     """
@@ -34,6 +36,10 @@ class Item(TypedDict):
     """Where the sample stands in its table."""
     pixel_values: NotRequired[Tensor]
     """float32 [V, 3, h, w]"""
+    uncut: NotRequired[Uncut]
+    """The panorama, for views that are cut later."""
+    tint: NotRequired[Tint]
+    """What these are multiplied by then; absent: nothing."""
     features: NotRequired[Tensor]
     """[V, S, Dv]"""
     view_size: NotRequired[tuple[int, int]]
@@ -64,6 +70,7 @@ class PanoramaDataset(Dataset[Item]):
         cache: Rendered views to use instead of rendering the images; they cannot be turned.
         yaw_turns: Turn panoramas by a chance multiple of this part of a circle, and the texts with
             them; 1: do not.
+        cut: Cut the views; else leave that to :func:`~panovlm.data.on_device.with_views`.
 
     Attributes:
         rows: The samples.
@@ -84,6 +91,7 @@ class PanoramaDataset(Dataset[Item]):
         augment: bool = False,
         cache: KnownViews | None = None,
         yaw_turns: int = 1,
+        cut: bool = True,
     ) -> None:
         if cache is not None and yaw_turns > 1:
             raise ConfigError("rendered views cannot be turned; use yaw_turns without a cache")
@@ -96,6 +104,7 @@ class PanoramaDataset(Dataset[Item]):
         self._augment = augment
         self._cache = cache
         self._yaw_turns = yaw_turns
+        self._cut = cut
         self._epoch = 0
         self._groups = group_rows(samples, questions_per_sample, seed, 0)
 
@@ -121,11 +130,15 @@ class PanoramaDataset(Dataset[Item]):
         """
         group, turn = self._group(draw), self._turn(draw)
         item: Item = {"source": ", ".join(sample.source for sample in group)}
-        if self.features is None:
+        if self.features is not None:
+            item["features"], item["view_size"] = self.features.of(group[0])
+        elif self._cut:
             views = self._views(group[0], draw, turn)
             item["pixel_values"] = torch.from_numpy(self._pipeline.normalise(views))
         else:
-            item["features"], item["view_size"] = self.features.of(group[0])
+            item["uncut"] = self._uncut(group[0], turn)
+            if self._augment:
+                item["tint"] = self._tint(draw)
         if self._chat is None:
             return item
         packed = pack([self._text(sample, self._chat, turn) for sample in group], self._chat)
@@ -152,9 +165,14 @@ class PanoramaDataset(Dataset[Item]):
             views = self._cache.views(sample)
         else:
             views = load_views(sample, self._pipeline, (turn, self._yaw_turns))
-        if not self._augment:
-            return views
-        return jitter(views, np.random.default_rng((self._seed, *draw)))
+        return jitter(views, self._tint(draw)) if self._augment else views
+
+    def _uncut(self, sample: Sample, turn: int) -> Uncut:
+        use = partial(uncut, pipeline=self._pipeline)
+        return load_panorama(sample, self._pipeline, (turn, self._yaw_turns), use)
+
+    def _tint(self, draw: Draw) -> Tint:
+        return Tint.drawn(np.random.default_rng((self._seed, *draw)))
 
     def _text(self, sample: Sample, chat: ChatFormat, turn: int) -> tuple[list[int], list[int]]:
         said = sample.turns

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 
 from panovlm.data.cache import KnownViews, ViewCache, first_rows, readable
-from panovlm.data.collate import collate
+from panovlm.data.collate import Batch, collate
 from panovlm.data.dataset import PanoramaDataset
 from panovlm.data.features import KeptFeatures
 from panovlm.data.kept_views import KeptViews, OnDisk
 from panovlm.data.loader import Blocks, ResumableLoader
+from panovlm.data.on_device import with_views
 from panovlm.data.samples import Sample
 from panovlm.errors import DataError
 from panovlm.models.language.chat import ChatFormat
+from panovlm.panorama.device import DeviceViews
 from panovlm.panorama.pipeline import ViewPipeline
 
 
@@ -45,6 +47,7 @@ class PanoramaData(LightningDataModule):
         skip_unreadable: Leave out, and log, rows whose image cannot be read.
         stream_blocks: Shuffle the training rows block by block, so many blocks at a time; None: all
             of them.
+        views_on: What cuts the perspective views: the loader, or the device that its batches go to.
 
     Attributes:
         pipeline: Cuts and normalises the views.
@@ -68,6 +71,7 @@ class PanoramaData(LightningDataModule):
         yaw_turns: int = 1,
         skip_unreadable: bool = False,
         stream_blocks: int | None = None,
+        views_on: Literal["loader", "device"] = "loader",
     ) -> None:
         super().__init__()
         if not train:
@@ -92,6 +96,7 @@ class PanoramaData(LightningDataModule):
         self._yaw_turns = yaw_turns
         self._skip_unreadable = skip_unreadable
         self._stream_blocks = stream_blocks
+        self._device_views = DeviceViews(pipeline) if views_on == "device" else None
         self._datasets: dict[str, PanoramaDataset] = {}
         self.notes: list[str] = []
 
@@ -135,6 +140,14 @@ class PanoramaData(LightningDataModule):
         """Return the validation batches, always the same; an empty list when there are none."""
         return self._loader("val", shuffle=False) if "val" in self._datasets else []
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Cut the views of a batch that has arrived on the device, if they are cut there."""
+        if self._device_views is None:
+            return batch
+        cut = with_views(batch, self._device_views)
+        # Lightning has brought other inputs to the model's precision before they came here.
+        return self.trainer.precision_plugin.convert_input(cut) if self.trainer else cut
+
     def _dataset(self, samples: Sequence[Sample], *, vary: bool) -> PanoramaDataset:
         threads = os.cpu_count() or 1  # no loader works yet
         if self._skip_unreadable:
@@ -149,6 +162,7 @@ class PanoramaData(LightningDataModule):
             augment=self._augment and vary,
             yaw_turns=self._yaw_turns if vary else 1,
             cache=self._cache(samples, threads),
+            cut=self._device_views is None,
         )
 
     def _cache(self, samples: Sequence[Sample], threads: int) -> KnownViews | None:

@@ -32,9 +32,12 @@ from panovlm.errors import DataError
 from panovlm.evaluation.answers import Answer, Question, groups_of
 from panovlm.evaluation.ledger import Ledger
 from panovlm.models.language.chat import ChatFormat
+from panovlm.panorama.device import DeviceViews
 from panovlm.panorama.picture import Image
+from panovlm.panorama.uncut import Uncut, together
 
-Views = NDArray[np.float32]
+Views = NDArray[np.float32] | Uncut
+"""Normalised views [V, 3, h, w], or the panorama that the model's device cuts them from."""
 Load = Callable[[Image], Views]
 
 
@@ -132,6 +135,7 @@ def evaluate(
     ledger: Ledger,
     pictures: Mapping[str, Image] = MappingProxyType({}),
     progress: bool = True,
+    device_views: DeviceViews | None = None,
 ) -> list[Answer]:
     """Ask every question that the ledger has no answer to.
 
@@ -141,13 +145,15 @@ def evaluate(
     Args:
         model: In whatever mode; it is switched to evaluation.
         questions: All questions of the evaluation.
-        load: Reads a panorama's picture as views [V, 3, h, w].
+        load: Reads a panorama's picture as views [V, 3, h, w]; with ``device_views``, as what they
+            are cut from.
         chat: Makes prompts and reads answers.
         generation: How answers are generated.
         batch_size: Questions per call of the model, at least 1.
         ledger: Receives every batch of answers before the next one is generated.
         pictures: Images by the names that questions have for them; others are paths.
         progress: Show a bar on the terminal.
+        device_views: Cuts the views on the model's device.
 
     Returns:
         One answer per question, in the order of the questions.
@@ -160,7 +166,7 @@ def evaluate(
         done = len(questions) - len(pending)
         task = bar.add_task("Evaluating", total=len(questions), completed=done)
         for batch in _prepared(batches, load, pictures):
-            ledger.append([*batch.failed, *_ask(model, batch, chat, arguments)])
+            ledger.append([*batch.failed, *_ask(model, batch, chat, arguments, device_views)])
             bar.advance(task, len(batch.failed) + len(batch.questions))
     answers = {answer.question.sample_id: answer for answer in ledger.answers()}
     return [answers[question.sample_id] for question in questions]
@@ -227,7 +233,11 @@ def _render(image: Image, load: Load) -> Views | DataError:
 
 
 def _ask(
-    model: Answering, batch: _Batch, chat: ChatFormat, arguments: dict[str, Any]
+    model: Answering,
+    batch: _Batch,
+    chat: ChatFormat,
+    arguments: dict[str, Any],
+    device_views: DeviceViews | None,
 ) -> list[Answer]:
     """Generate the answers of one batch."""
     if not batch.questions:
@@ -237,7 +247,7 @@ def _ask(
     about = torch.tensor([places[question.image] for question in batch.questions])
     with torch.inference_mode():
         made = model.generate(
-            pixel_values=torch.from_numpy(np.stack(list(batch.views.values()))).to(model.device),
+            pixel_values=_pixels(list(batch.views.values()), model.device, device_views),
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             about=about.to(model.device),
@@ -247,6 +257,17 @@ def _ask(
         Answer.generated(question, chat.decode_answer(row))
         for question, row in zip(batch.questions, made.tolist(), strict=True)
     ]
+
+
+def _pixels(
+    views: Sequence[Views], device: torch.device, device_views: DeviceViews | None
+) -> Tensor:
+    """Return the normalised views [P, V, 3, h, w] of a batch's panoramas on the device."""
+    if device_views is None:
+        cut = np.stack([each for each in views if not isinstance(each, Uncut)])
+        return torch.from_numpy(cut).to(device)
+    groups = together([each for each in views if isinstance(each, Uncut)])
+    return device_views.normalise(device_views.cut([group.on(device) for group in groups]))
 
 
 def _bar(show: bool) -> Progress:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from panovlm.checkpoint.documents.metadata import library_versions
 from panovlm.checkpoint.report.describe import rows as config_rows
@@ -18,7 +19,7 @@ from panovlm.config.schema import Generation
 from panovlm.data.cache import first_rows
 from panovlm.data.kept_views import KeptViews, OnDisk
 from panovlm.data.samples import read_tables
-from panovlm.errors import DataError
+from panovlm.errors import ConfigError, DataError
 from panovlm.evaluation.answers import Answer
 from panovlm.evaluation.ledger import Ledger, digest, digest_of_questions
 from panovlm.evaluation.metrics import METRICS, Metric, Scores, score_answers
@@ -26,8 +27,10 @@ from panovlm.evaluation.outputs import OutputPaths, output_paths, write_metrics,
 from panovlm.evaluation.report import ConfigField, ReportData, gallery, write_report
 from panovlm.evaluation.run import evaluate, pictures_of, questions_of
 from panovlm.models.model import PanoramaVLM
+from panovlm.panorama.device import DeviceViews
 from panovlm.panorama.picture import Image
 from panovlm.panorama.pipeline import ViewPipeline
+from panovlm.panorama.uncut import read_uncut
 
 SHOWN = 60
 
@@ -119,6 +122,7 @@ def run_evaluation(
     fresh: bool = False,
     progress: bool = True,
     cache_views: OnDisk | None = None,
+    views_on: Literal["loader", "device"] = "loader",
     metrics: Mapping[str, Metric] = METRICS,
 ) -> Evaluation:
     """Ask a loaded model every question of some tables, score the answers, write the results.
@@ -138,10 +142,13 @@ def run_evaluation(
         fresh: throw away answers of an interrupted evaluation.
         progress: show a bar.
         cache_views: where views are kept; absent: nowhere.
+        views_on: what cuts the perspective views, to the same bits: the thread that loads, or the
+            model's device.
         metrics: what to compute.
 
     Raises:
-        ConfigError: the model has no tokenizer, or the views cannot be kept.
+        ConfigError: the model has no tokenizer, or the views cannot be kept, or not be cut on the
+            device.
         DataError: a table cannot be read, not one question could be asked, the results cannot be
             written, or an unfinished evaluation belongs to another model.
     """
@@ -158,15 +165,22 @@ def run_evaluation(
         "generation": digest(generation.model_dump(mode="json")),
     }
     started = datetime.now()
-    chat = model.chat()
-    made = _make_folder(folder)
-    unfinished = folder / f".{prefix}_unfinished.jsonl"
     pipeline = ViewPipeline(model.recipe.image_processing)
-    load = pipeline.load
-    if cache_views is not None:
+    load, device_views = pipeline.load, None
+    if views_on == "device":
+        if cache_views is not None:
+            raise ConfigError(
+                "views that are kept on disk are cut as they are loaded, so that views_on device "
+                "has nothing to cut: use one of the two."
+            )
+        load, device_views = partial(read_uncut, pipeline=pipeline), DeviceViews(pipeline)
+    elif cache_views is not None:
         kept = KeptViews(cache_views.folder, pipeline)
         kept.require_room(len(first_rows(samples)), cache_views.limit)
         load = kept.load
+    chat = model.chat()
+    made = _make_folder(folder)
+    unfinished = folder / f".{prefix}_unfinished.jsonl"
     with Ledger(unfinished, identity, fresh=fresh) as ledger:
         answers = evaluate(
             model,
@@ -178,6 +192,7 @@ def run_evaluation(
             ledger=ledger,
             pictures=pictures,
             progress=progress,
+            device_views=device_views,
         )
     if all(answer.is_error for answer in answers):
         unfinished.unlink()

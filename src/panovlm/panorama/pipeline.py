@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from PIL import Image
 
 from panovlm.config.schema import ImageProcessing
 from panovlm.errors import ConfigError, DataError
-from panovlm.panorama.cuts import Pixels, resize, resize_by_areas, take_all
+from panovlm.panorama.cuts import Cut, Pixels, resize, resize_by_areas, take_all
 from panovlm.panorama.detail import REST, density, rendered
 from panovlm.panorama.image import read_panorama
 from panovlm.panorama.picture import Source
@@ -33,10 +35,18 @@ class ViewPipeline:
     Attributes:
         settings: What it was made of.
         views: What each view shows, in the order of the pixels.
+        cuts: How each is cut.
+        size: (height, width) of a view, where no processor makes it.
+        processor: The tower's own processor, where it makes the views small.
+        values: What each of the 256 pixel values becomes in each channel, float32 [1, 256, 3].
     """
 
     settings: ImageProcessing
     views: tuple[View, ...]
+    cuts: tuple[Cut, ...]
+    size: tuple[int, int]
+    processor: VisionProcessor | None
+    values: NDArray[np.float32]
 
     def __init__(self, settings: ImageProcessing) -> None:
         """Prepare the cuts and the normalisation.
@@ -51,7 +61,7 @@ class ViewPipeline:
                 "pixels, as the vision tower expects it"
             )
         self.settings = settings
-        self._size = settings.image_size
+        self.size = settings.image_size
         self._strategy = settings.crop_strategy
         config = settings.vision_processor
         given = None if config is None else read_processor(config)
@@ -61,20 +71,20 @@ class ViewPipeline:
                 "image_processing.vision_processor is unset: give the content of the tower's "
                 "preprocessor_config.json, or set use_vision_processor to false"
             )
-        self._processor = given if settings.use_vision_processor else None
-        self._table = _pixel_values(settings, given)
+        self.processor = given if settings.use_vision_processor else None
+        self.values = _pixel_values(settings, given)
         shots = shots_of(settings)
         self.views = tuple(shot.view for shot in shots)
-        self._cuts = tuple(rendered(shot.cut, settings.rendering) for shot in shots)
+        self.cuts = tuple(rendered(shot.cut, settings.rendering) for shot in shots)
         self._rest = REST.get(settings.rendering)
         if self._rest is not None:
-            _require_free_sizes(settings, self._processor)
+            _require_free_sizes(settings, self.processor)
 
     def reduction(self, height: int, width: int) -> int:
         """Return by what a panorama may be divided before it is cut: 1, 2, 4, ...; see `render`."""
         if self._rest is None:
             return 1
-        return halving(density((height, width), self._cuts, self._size), self._rest)
+        return halving(density((height, width), self.cuts, self.size), self._rest)
 
     def load(self, source: Source) -> NDArray[np.float32]:
         """Return the normalised views [V, 3, h, w] of a file, decoded no finer than needed.
@@ -105,23 +115,47 @@ class ViewPipeline:
             DataError: The panorama is not such an array, or too small or large to be cut.
             ConfigError: The tower's processor gives the views different sizes.
         """
+        return self.stack(take_all(self.reduced(erp), self.cuts))
+
+    def reduced(self, erp: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Make a panorama [H, W, 3] as small as the views allow.
+
+        Raises:
+            DataError: It is not such an array.
+        """
         if erp.dtype != np.uint8 or erp.ndim != 3 or erp.shape[2] != 3:
             raise DataError(
                 f"a panorama must be uint8 of shape [height, width, 3], got {erp.dtype} of shape "
                 f"{list(erp.shape)}"
             )
-        if self._rest is not None:
-            needed = density((erp.shape[0], erp.shape[1]), self._cuts, self._size)
-            erp = shrink(erp, needed, rest=self._rest)
-        pictures = [self._resized(picture) for picture in take_all(erp, self._cuts)]
-        sizes = sorted({picture.shape[:2] for picture in pictures})
-        if len(sizes) > 1:
+        if self._rest is None:
+            return erp
+        needed = density((erp.shape[0], erp.shape[1]), self.cuts, self.size)
+        return shrink(erp, needed, rest=self._rest)
+
+    def stack(self, cut: Sequence[Pixels]) -> NDArray[np.uint8]:
+        """Resize pictures that were cut to views [V, h, w, 3].
+
+        Raises:
+            ConfigError: The tower's processor gives the views different sizes.
+        """
+        pictures = [self._resized(picture) for picture in cut]
+        self.require_one_size(picture.shape[:2] for picture in pictures)
+        return np.stack(pictures)
+
+    def require_one_size(self, sizes: Iterable[tuple[int, ...]]) -> None:
+        """Refuse views of different (height, width).
+
+        Raises:
+            ConfigError: The tower's processor gives them.
+        """
+        found = sorted(set(sizes))
+        if len(found) > 1:
             raise ConfigError(
                 f"image_processing.vision_processor gives the views of crop_strategy "
-                f"{self._strategy} different sizes (height, width): {sizes}. Give it a fixed size "
+                f"{self._strategy} different sizes (height, width): {found}. Give it a fixed size "
                 "({height, width}) or do_center_crop, or set use_vision_processor to false"
             )
-        return np.stack(pictures)
 
     def normalise(self, views: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Turn pixels [V, h, w, 3], 0 to 255, into what the tower reads: float32 [V, 3, h, w]."""
@@ -129,7 +163,7 @@ class ViewPipeline:
         values = np.empty((count, 3, height, width), np.float32)
         for view, target in zip(views, values, strict=True):
             for channel, plane in enumerate(cv2.split(view)):
-                cv2.LUT(plane, self._table[..., channel], dst=target[channel])
+                cv2.LUT(plane, self.values[..., channel], dst=target[channel])
         return values
 
     def __call__(self, erp: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -138,11 +172,11 @@ class ViewPipeline:
 
     def _resized(self, picture: Pixels) -> Pixels:
         """Bring a cut picture to the size of a view."""
-        if self._processor is not None:
-            return self._processor.resized(picture)
+        if self.processor is not None:
+            return self.processor.resized(picture)
         if self._rest is not None:
-            return resize_by_areas(picture, self._size)
-        return resize(picture, self._size, Image.Resampling.LANCZOS)
+            return resize_by_areas(picture, self.size)
+        return resize(picture, self.size, Image.Resampling.LANCZOS)
 
 
 def _require_free_sizes(settings: ImageProcessing, processor: VisionProcessor | None) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from panovlm.config.base import StrictModel
@@ -84,12 +83,35 @@ class VisionProcessor(StrictModel):
 
     def resized(self, picture: Pixels) -> Pixels:
         """Resize and crop a picture [h, w, 3], keeping its 8 bits."""
-        if self.do_resize and self.size is not None:
-            size = _target(self.size, (picture.shape[0], picture.shape[1]))
-            picture = resize(picture, size, self.resample)
-        if self.do_center_crop and self.crop_size is not None:
-            picture = _centre(picture, self.crop_size.height, self.crop_size.width)
-        return picture
+        size = self.target((picture.shape[0], picture.shape[1]))
+        picture = resize(picture, size, self.resample)
+        if self.crop is None:
+            return picture
+        kept = np.zeros((*self.crop, 3), np.uint8)
+        source, target = self.places(size)
+        kept[target] = picture[source]
+        return kept
+
+    def target(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) to which a picture of ``size`` is resized."""
+        return _target(self.size, size) if self.do_resize and self.size is not None else size
+
+    @property
+    def crop(self) -> tuple[int, int] | None:
+        """The (height, width) that is kept of a resized picture; None: all of it."""
+        if not self.do_center_crop or self.crop_size is None:
+            return None
+        return self.crop_size.height, self.crop_size.width
+
+    def places(self, size: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Return which rows and columns of a picture of ``size`` are kept, and where they go.
+
+        Where it is too small, black is left around it.
+        """
+        rows, columns = (
+            _overlap(given, wanted) for given, wanted in zip(size, self.crop or size, strict=True)
+        )
+        return (rows[0], columns[0]), (rows[1], columns[1])
 
     def window(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Return which part of a picture stays: its top, left, bottom and right edges.
@@ -100,12 +122,9 @@ class VisionProcessor(StrictModel):
         Returns:
             Shares of its height and width; below 0 or above 1 where black is added.
         """
-        if self.do_resize and self.size is not None:
-            size = _target(self.size, size)
-        if not self.do_center_crop or self.crop_size is None:
+        if self.crop is None:
             return 0.0, 0.0, 1.0, 1.0
-        top, bottom = _kept(size[0], self.crop_size.height)
-        left, right = _kept(size[1], self.crop_size.width)
+        (top, bottom), (left, right) = map(_kept, self.target(size), self.crop)
         return top, left, bottom, right
 
 
@@ -138,16 +157,6 @@ def _target(size: BoxSize | EdgeSize, picture: tuple[int, int]) -> tuple[int, in
     if width <= height:
         return int(edge * height / width), edge
     return edge, int(edge * width / height)
-
-
-def _centre(picture: Pixels, height: int, width: int) -> NDArray[np.uint8]:
-    """Cut the centre out of a picture; where it is too small, black is added around it."""
-    result = np.zeros((height, width, 3), np.uint8)
-    source, target = zip(
-        _overlap(picture.shape[0], height), _overlap(picture.shape[1], width), strict=True
-    )
-    result[target] = picture[source]
-    return result
 
 
 def _overlap(given: int, wanted: int) -> tuple[slice, slice]:

@@ -63,8 +63,32 @@ def project(
     Raises:
         DataError: The panorama is too large for cv2.
     """
-    erp = np.ascontiguousarray(erp)
     channels = erp.shape[2:]
+    erp, supersample = read_at(np.ascontiguousarray(erp), cameras, size, grid, antialias=antialias)
+    at_once = max(SIDE_LIMIT // (size[0] * supersample), 1)
+    stacks = [
+        _project_stack(erp, cameras[first : first + at_once], size, grid, supersample)
+        for first in range(0, len(cameras), at_once)
+    ]
+    stacked = stacks[0] if len(stacks) == 1 else np.concatenate(stacks)
+    return stacked.reshape(len(cameras), *size, *channels)
+
+
+def read_at(
+    erp: Array,
+    cameras: tuple[Camera, ...],
+    size: tuple[int, int],
+    grid: Grid = "corner",
+    *,
+    antialias: bool = False,
+) -> tuple[Array, int]:
+    """Return the panorama that views are read from, and how often along each side of a pixel.
+
+    See :func:`project` for the arguments.
+
+    Raises:
+        DataError: The panorama is too large for cv2.
+    """
     supersample = 1
     if antialias:
         density = density_of(erp.shape, cameras, size, grid)
@@ -75,13 +99,7 @@ def project(
             f"the panorama has {erp.shape[1]} x {erp.shape[0]} pixels, but a side can have at most "
             f"{SIDE_LIMIT - 2}: shrink the picture first"
         )
-    at_once = max(SIDE_LIMIT // (size[0] * supersample), 1)
-    stacks = [
-        _project_stack(erp, cameras[first : first + at_once], size, grid, supersample)
-        for first in range(0, len(cameras), at_once)
-    ]
-    stacked = stacks[0] if len(stacks) == 1 else np.concatenate(stacks)
-    return stacked.reshape(len(cameras), *size, *channels)
+    return erp, supersample
 
 
 def _project_stack(
@@ -99,7 +117,7 @@ def _project_stack(
     return stack.reshape(len(maps.places), -1).take(maps.places, axis=0)
 
 
-class _Maps(NamedTuple):
+class Maps(NamedTuple):
     """Coordinates for cv2.remap."""
 
     first: NDArray[Any]
@@ -120,15 +138,16 @@ def _angles(
     return longitude, latitude
 
 
-@lru_cache(maxsize=8)  # panoramas of a data set come in several sizes
-def _maps(
+def maps_of(
     cameras: tuple[Camera, ...],
     size: tuple[int, int],
     grid: Grid,
     supersample: int,
     erp_size: tuple[int, int],
-) -> _Maps:
-    """Return the coordinates in a panorama of ``erp_size``.
+    *,
+    in_place: bool = False,
+) -> Maps:
+    """Return the coordinates in a panorama of ``erp_size``; ``in_place``: in the views' own order.
 
     ``corner`` gets cv2's fixed-point coordinates (1/32 px), as py360convert uses them: faster, and
     equal in every pixel. py360convert rounds them in a panorama padded by one pixel on every side;
@@ -137,7 +156,7 @@ def _maps(
     x, y = erp_coordinates(*_angles(cameras, size, grid, supersample), *erp_size)
     poles = bool(y.min() < 0 or y.max() > erp_size[0] - 1)
     places = None
-    if erp_size[0] * erp_size[1] >= _LARGE:
+    if not in_place and erp_size[0] * erp_size[1] >= _LARGE:
         block = supersample, supersample * math.gcd(size[1], _RUN)
         corners = np.s_[:: block[0], :: block[1]]
         order = _reading_order(x[corners], y[corners], erp_size[1])
@@ -147,8 +166,11 @@ def _maps(
     if grid == "corner":
         whole, fraction = cv2.convertMaps(x + 1, y + 1, cv2.CV_16SC2)
         whole -= np.array([1, 0 if poles else 1], np.int16)
-        return _Maps(whole, fraction, places, poles)
-    return _Maps(x.astype(np.float32), (y + poles).astype(np.float32), places, poles)
+        return Maps(whole, fraction, places, poles)
+    return Maps(x.astype(np.float32), (y + poles).astype(np.float32), places, poles)
+
+
+_maps = lru_cache(maxsize=8)(maps_of)  # panoramas of a data set come in several sizes
 
 
 def _reading_order(x: Floats, y: Floats, width: int) -> NDArray[np.intp]:

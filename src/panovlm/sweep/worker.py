@@ -76,6 +76,7 @@ def run_cell(settings: Settings) -> Result:
         prefix="cell",
         batch_size=settings.training.eval_batch_size,
         progress=False,
+        views_on=settings.training.views_on,
         metrics={"accuracy": accuracy},
     )
     evaluated = time.monotonic()

@@ -127,6 +127,7 @@ def stage_data(
         yaw_turns=training.yaw_turns,
         skip_unreadable=settings.data.skip_unreadable_images,
         stream_blocks=settings.data.stream_blocks,
+        views_on=training.views_on,
     )
     data.setup("fit")
     return data
