@@ -237,6 +237,23 @@ class TestHuggingFace:
             assert type(again) is PanoramaVLM and not again.training
             self.check(again, model)
 
+    @pytest.mark.parametrize(
+        ("vision_config", "language_config"),
+        [
+            ({"model_type": "vit", **TOWER}, LANGUAGES["tied"]),
+            (TOWERS["clip"], {"model_type": "gpt_neox", **LANGUAGE}),
+        ],
+        ids=["vit", "gpt_neox"],
+    )
+    def test_families_that_older_versions_named_otherwise(
+        self, vision_config, language_config, tmp_path
+    ):
+        head = {"vicreg_projector_dim": 20, "vicreg_projector_hidden": 24}
+        model = build(vision_config=vision_config, language_config=language_config, **head)
+        model.save_pretrained(tmp_path)
+        for load in (PanoramaVLM.from_pretrained, PanoramaVLM.from_checkpoint):
+            self.check(load(tmp_path), model)
+
     @pytest.mark.parametrize("resampler_type", ["bimamba", "qformer"])
     def test_resamplers(self, resampler_type, tmp_path):
         config = {"bimamba": {"hidden_dim": 33, "depth": 1}, "qformer": {"num_hidden_layers": 1}}

@@ -147,7 +147,9 @@ class PanoramaVLM(AnsweringNetwork):
                 "save_checkpoint (panovlm.checkpoint.saving.save) refers to them, and `panovlm "
                 "convert CHECKPOINT OUT --to huggingface` writes them out."
             )
-        return cast(Any, super()).save_pretrained(*args, **kwargs)
+        # transformers would give backbones of some families the names of its older versions, which
+        # only its own loader turns back.
+        return cast(Any, super()).save_pretrained(*args, save_original_format=False, **kwargs)
 
     @classmethod
     def from_checkpoint(

@@ -183,14 +183,14 @@ def load_tensors(
         path: as for :func:`read_header`.
         weights: likewise.
         header: what :func:`read_header` told of it for the same ``weights``; it is not read again
-            unless the file has changed since.
+            unless the file was touched since, and then it must say the same.
 
     Returns:
         CPU tensors without gradient, under the names of ``read_header(path).tensors``. Tied
         weights share their memory.
 
     Raises:
-        CheckpointError: as :func:`read_header`.
+        CheckpointError: as :func:`read_header`, or the file is not that of ``header`` any more.
     """
     from panovlm.checkpoint.formats.binding import bind, gather
 
@@ -218,7 +218,7 @@ def read_attachments(
         header: as for :func:`load_tensors`.
 
     Raises:
-        CheckpointError: as :func:`read_header`, or the files exceed 512 MiB together.
+        CheckpointError: as :func:`load_tensors`, or the files exceed 512 MiB together.
     """
     path = Path(path)
     if folder := _folder_reader(path):
@@ -284,18 +284,32 @@ def _contents(source: Source, weights: Weights | None, header: Header | None = N
     """Describe one file, or that copy of its weights which is meant.
 
     What ``header`` tells of the file is believed while the file is the same.
+
+    Raises:
+        CheckpointError: it is another file than the one that ``header`` tells of.
     """
     state = source.state()
     known = header.contents if header is not None else None
     if known is not None and known.state == state:
         return known
-    found = replace(_reader(source).read(source), state=state)
+    found = replace(_meant(_reader(source).read(source), weights, source.path), state=state)
+    # A new link or a touch changes the state, too.
+    if known is not None and found.header != known.header:
+        raise CheckpointError(
+            f"{source.path} was replaced by another checkpoint while it was being loaded. "
+            "Load it again, once whatever writes it is done."
+        )
+    return found
+
+
+def _meant(found: Contents, weights: Weights | None, path: Path) -> Contents:
+    """Choose between the live weights of a file and their running average."""
     average = found if found.header.averaged else found.average
     if average is None:
         return found
     live = "" if average is found else repr(found.header.entry)
-    meant = choose(weights, live, repr(average.header.entry), str(source.path))
-    return replace(average, state=state) if meant == "ema" else found
+    meant = choose(weights, live, repr(average.header.entry), str(path))
+    return average if meant == "ema" else found
 
 
 def _is_index(source: Source) -> bool:
