@@ -247,6 +247,8 @@ def fill_up(operation: Operation, stock: Path, folder: Path) -> bool:
         "import resource, sys\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))\n"
         "from pathlib import Path\n"
+        "from panovlm.cli.quiet import quiet\n"
+        "quiet()  # other libraries' advice is not ours\n"
         "import kill_saves\n"
         "from panovlm.errors import PanoVLMError\n"
         f"work = {{o.name: o.work for o in kill_saves.operations()}}[{operation.name!r}]\n"
