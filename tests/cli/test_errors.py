@@ -156,7 +156,6 @@ TRAIN = {
         ["-c{ok}", "--dry-run", "image_processing.image_size=[1000000000, 1000000000]"],
         r"look for a size that is too large .* or image_processing",
     ),
-    "NUL in a path": (["-c{ok}\0.yaml"], r"\\x00\.yaml' holds a NUL character"),
     "interval too long in a later stage": (
         ["-c{ok}", "training.stage_configs.resampler.val_check_interval=7"],
         r"resampler\.val_check_interval is 7, but an epoch has 6 batches",

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 
 from panovlm.config.schema import ImageProcessing
+from panovlm.data import on_device
 from panovlm.data.augment import Tint, jitter
 from panovlm.data.collate import collate
 from panovlm.data.dataset import PanoramaDataset
 from panovlm.data.loader import Draw, ResumableLoader
 from panovlm.data.on_device import jitter_each, with_views
 from panovlm.data.samples import Sample
-from panovlm.errors import DataError
+from panovlm.errors import ConfigError, DataError
 from panovlm.panorama.device import DeviceViews
 from panovlm.panorama.pipeline import ViewPipeline
 
@@ -84,3 +85,10 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"^t\.csv:2: cannot read the panorama .*gone\.png"):
         dataset[Draw(0, 0)]
+
+
+def test_other_rounding_is_refused(monkeypatch):
+    monkeypatch.setattr(on_device, "BITS", 9)
+    on_device._prove_jitter.cache_clear()
+    with pytest.raises(ConfigError, match="use views_on loader, or no augment"):
+        on_device._prove_jitter(torch.device("cpu"))

@@ -41,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(next((word for word in arguments if word in COMMANDS), None))
     try:
-        _refuse_nul(arguments)
         options, unknown = parser.parse_known_args(arguments)
         if unknown:
             name = f"{parser.prog} {options.command}" if options.command else parser.prog
@@ -64,17 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
         return 2
-
-
-def _refuse_nul(arguments: Sequence[str]) -> None:
-    """Refuse what no path can hold, and no shell can pass on.
-
-    Raises:
-        ConfigError: an argument holds it.
-    """
-    for argument in arguments:
-        if "\0" in argument:
-            raise ConfigError(f"the argument {argument!r} holds a NUL character.")
 
 
 def run() -> NoReturn:

@@ -233,25 +233,23 @@ class Training(StrictModel):
 
     def _check(self) -> None:
         self._check_stages()
-        self._check_features()
-        if self.cache_views and (self.yaw_turns > 1 or self.views_on == "device"):
-            raise ValueError(
-                "cache_views keeps what loaders cut of panoramas as they are, but yaw_turns is "
-                f"{self.yaw_turns} and views_on {self.views_on}; switch it off, or use 1 and loader"
-            )
+        self._check_caches()
 
-    def _check_features(self) -> None:
-        for name, wrong, why in (
-            ("augment", self.augment, "changes the colours of every panorama by chance"),
-            ("yaw_turns", self.yaw_turns > 1, "turns every panorama by chance"),
-            ("views_on", self.views_on == "device", "device would have nothing to cut"),
-            ("cache_views", self.cache_views is True, "keeps pixels that would never be read"),
+    def _check_caches(self) -> None:
+        turned = ("yaw_turns", self.yaw_turns > 1, "turns every panorama by chance")
+        cut = ("views_on", self.views_on == "device", "device would have nothing to cut")
+        colours = ("augment", self.augment, "changes the colours of every panorama by chance")
+        unread = ("cache_views", self.cache_views is True, "keeps pixels that would never be read")
+        for cache, kept, conflicts in (
+            ("cache_views", "the views", (turned, cut)),
+            ("cache_features", "what the tower makes", (colours, turned, cut, unread)),
         ):
-            if self.cache_features and wrong:
-                raise ValueError(
-                    "cache_features keeps what the tower makes of each panorama once and for all, "
-                    f"but {name} {why}; switch one of the two off"
-                )
+            for name, wrong, why in conflicts:
+                if getattr(self, cache) and wrong:
+                    raise ValueError(
+                        f"{cache} keeps {kept} of each panorama once and for all, but {name} "
+                        f"{why}; switch one of the two off"
+                    )
 
     def _check_stages(self) -> None:
         if not self.stage_configs:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from panovlm.data.augment import Tint
+from panovlm.data.augment import STRENGTH, Tint, jitter
 from panovlm.data.collate import Batch
+from panovlm.errors import ConfigError
 from panovlm.panorama.device import DeviceViews
 
 BITS = 10
@@ -26,6 +28,7 @@ def with_views(batch: Batch, device_views: DeviceViews) -> Batch:
     views = device_views.cut(made.pop("uncut"))
     tints = made.pop("tints", None)
     if tints is not None:
+        _prove_jitter(views.device)
         views = jitter_each(views, tints)
     made["pixel_values"] = device_views.normalise(views)
     return made
@@ -47,6 +50,23 @@ def jitter_each(views: Tensor, tints: Sequence[Tint]) -> Tensor:
             for one, tint, total in zip(views, tints, totals, strict=True)
         ]
     )
+
+
+@cache
+def _prove_jitter(device: torch.device) -> None:
+    """Colour a picture of noise both ways, before any other.
+
+    Raises:
+        ConfigError: The installed OpenCV rounds otherwise than is known here.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (1, 64, 128, 3), dtype=np.uint8)
+    for tint in (Tint(*[1 - STRENGTH] * 3), Tint(*[1 + STRENGTH] * 3)):
+        found = jitter_each(torch.from_numpy(noise)[None].to(device), [tint])
+        if not np.array_equal(found[0].cpu().numpy(), jitter(noise, tint)):
+            raise ConfigError(
+                f"colours that are changed on {device} are not those of the loader, with the "
+                "libraries installed here: use views_on loader, or no augment"
+            )
 
 
 def _multiplied(views: Tensor, matrix: np.ndarray) -> Tensor:

@@ -277,6 +277,7 @@ def _trainer(settings: Settings, **arguments: Any) -> lightning.Trainer:
             enable_model_summary=False,
             **arguments,
         )
+    # TypeError: Lightning's answer to devices -1 on a CPU.
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         chosen = ", ".join(
             f"environment.{field} {getattr(environment, field)}"
