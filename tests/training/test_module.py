@@ -10,6 +10,7 @@ from typing import Any, cast
 import lightning
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from rich.console import Console
 
 from panovlm.config.schema import Settings
@@ -189,3 +190,23 @@ def test_accumulated_gradients_are_those_of_the_big_batch(
     scale = max(gradient.abs().max().item() for gradient in big.values())
     for name, expected in big.items():
         assert torch.allclose(small[name], expected, rtol=1e-3, atol=1e-6 * scale), name
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+def test_scaled_gradients_are_clipped(clip: float, make_settings: Any) -> None:
+    """Lightning refuses to clip what a fused optimizer would scale back later."""
+    module, _ = made(
+        make_settings(Path("runs"), f"training.stage_configs.finetune.gradient_clip={clip}"),
+        "finetune",
+    )
+    scaled = MixedPrecision("16-mixed", "cpu")
+    module.trainer = lightning.Trainer(accelerator="cpu", plugins=[scaled], logger=False)
+    found = cast(dict[str, Any], module.configure_optimizers())["optimizer"]
+    assert found.defaults["fused"] == (clip == 0)
+    scaled.clip_gradients(found, clip)
+
+
+def test_one_kernel_does_a_step(make_settings: Any) -> None:
+    module, _ = made(make_settings(Path("runs")), "finetune")
+    module.trainer = lightning.Trainer(accelerator="cpu", logger=False)
+    assert cast(dict[str, Any], module.configure_optimizers())["optimizer"].defaults["fused"]

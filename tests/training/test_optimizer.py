@@ -57,6 +57,26 @@ def test_a_stage_that_trains_vectors_only() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0]
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_steps_are_those_of_the_paper(fused: bool) -> None:
+    """Algorithm 2 of Loshchilov and Hutter, "Decoupled Weight Decay Regularization", in float64."""
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 3, bias=False)
+    lr, decay, (beta1, beta2), eps = 1e-2, 0.25, (0.9, 0.98), 1e-8
+    optimizer = build_optimizer(layer, StageConfig(lr=lr, weight_decay=decay), fused=fused)
+    weight = layer.weight.detach().double()
+    mean = square = torch.zeros_like(weight)
+    for step in range(1, 6):
+        gradient = torch.randn(3, 5)
+        layer.weight.grad = gradient.clone()
+        optimizer.step()
+        mean = beta1 * mean + (1 - beta1) * gradient.double()
+        square = beta2 * square + (1 - beta2) * gradient.double() ** 2
+        unbiased = (square / (1 - beta2**step)).sqrt() + eps
+        weight = weight - lr * (mean / (1 - beta1**step) / unbiased + decay * weight)
+    torch.testing.assert_close(layer.weight.detach().double(), weight, rtol=1e-5, atol=1e-7)
+
+
 @given(total=st.integers(1, 400), warmup=st.floats(0, 0.99), schedule=SCHEDULES)
 def test_factor(total: int, warmup: float, schedule: str) -> None:
     settings = StageConfig.model_validate({"warmup_ratio": warmup, "schedule": schedule})

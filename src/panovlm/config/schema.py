@@ -100,6 +100,9 @@ class Environment(StrictModel):
     """How tower and language model compute attention: torch's fused one, step by step, or that of
     the package flash-attn (CUDA, bfloat16 or float16); ``auto``: what transformers takes for the
     model. No checkpoint records it."""
+    compile: bool = False
+    """Have torch compile the layers of tower and language model in training, which then takes less
+    time per step after a first minute; needs a C++ compiler. No checkpoint records it."""
 
     def _check(self) -> None:
         fitting = {

@@ -27,6 +27,7 @@ from panovlm.data.module import PanoramaData
 from panovlm.data.samples import Sample
 from panovlm.data.store import Store, key_of, picture_identity, size_text
 from panovlm.errors import DataError
+from panovlm.models.compilation import uncompiled
 from panovlm.models.model import PanoramaVLM
 from panovlm.models.vision.backbone import VisionBackbone
 from panovlm.panorama.identity import code_digest, rendering_identity
@@ -143,7 +144,8 @@ class _Tower:
         backbone.eval()
         for batch in self._data.rendered(samples, self._num_workers):
             pixels = batch["pixel_values"].to(self._model.device)
-            with torch.no_grad(), self._trainer.precision_plugin.forward_context():
+            forward = self._trainer.precision_plugin.forward_context()
+            with torch.no_grad(), forward, uncompiled(backbone):
                 features, size = self._model.seen(pixels)
             yield features[0], size
         backbone.train(was_training)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,10 +14,16 @@ BETAS = (0.9, 0.98)
 EPS = 1e-8
 
 
-def build_optimizer(model: nn.Module, settings: StageConfig) -> AdamW:
+def build_optimizer(model: nn.Module, settings: StageConfig, *, fused: bool = True) -> AdamW:
     """Return AdamW over the trainable parameters.
 
     Vectors (biases, norms) are not decayed, nor is a Mamba mixer's ``A_log``, as in mamba-ssm.
+
+    Args:
+        model: what is trained.
+        settings: learning rate and decay.
+        fused: let one kernel do all of a step. It takes gradients as a loss scaler left them, and
+            scales them back itself, so that nobody can clip them before.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -35,7 +40,7 @@ def build_optimizer(model: nn.Module, settings: StageConfig) -> AdamW:
         lr=settings.lr,
         betas=BETAS,
         eps=EPS,
-        fused=torch.cuda.is_available(),
+        fused=fused,
     )
 
 

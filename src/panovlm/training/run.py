@@ -19,6 +19,7 @@ from panovlm.config.schema import STAGES, Settings
 from panovlm.data.module import PanoramaData
 from panovlm.data.synthetic import write_scenes
 from panovlm.errors import CheckpointError, ConfigError, PanoVLMError
+from panovlm.models.compilation import compile_layers, is_failure, refusal
 from panovlm.models.mamba import backends
 from panovlm.training.caches import check_frozen
 from panovlm.training.freeze import counts, table
@@ -162,6 +163,9 @@ class _Run:
         model = stage_model(settings, name, self.tables, upstream)
         for note in model.resolution.notes if model.resolution else ():
             self._tell(f"stage {name}: {note}")
+        if settings.environment.compile:
+            layers = (f"{n} {kind}" for kind, n in compile_layers(model).items())
+            self._tell(f"stage {name}: compiles {', '.join(layers)} when they are first called")
         data = stage_data(settings, name, model, rows)
         for note in data.notes:
             self._tell(f"stage {name}: {note}")
@@ -220,6 +224,8 @@ class _Run:
                 "by the same factor, and train the stage anew."
             ) from error
         except (SystemExit, RuntimeError) as stop:
+            if self.settings.environment.compile and is_failure(stop):
+                raise refusal(stop) from stop
             # Who ends a job often signals all its processes. Then a loader's end can be noticed, as
             # a RuntimeError, before Lightning answers the signal to this process.
             terminated = trainer.received_sigterm

@@ -27,6 +27,7 @@ from panovlm.data.turns import all_turned
 from panovlm.errors import ConfigError, MissingDependencyError
 from panovlm.models.assemble import new_model
 from panovlm.models.attention import FLASH, use_attention
+from panovlm.models.compilation import check_compiler
 from panovlm.models.language.chat import resolve_max_length
 from panovlm.models.model import PanoramaVLM
 from panovlm.panorama.pipeline import ViewPipeline
@@ -171,7 +172,8 @@ def training_processes(settings: Settings) -> int:
     """Return how many processes train an experiment, on this machine and others together.
 
     Raises:
-        ConfigError: the devices that it asks for are not there, or its settings do not go together.
+        ConfigError: the devices that it asks for are not there, or its settings do not go together,
+            or torch cannot compile for them.
         MissingDependencyError: a package that it asks for is not installed.
     """
     if settings.training.wandb_project is not None and find_spec("wandb") is None:
@@ -180,7 +182,10 @@ def training_processes(settings: Settings) -> int:
             "leave the setting out."
         )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return _trainer(settings, strategy=settings.environment.strategy, **quiet).world_size
+    trainer = _trainer(settings, strategy=settings.environment.strategy, **quiet)
+    if settings.environment.compile:
+        check_compiler(trainer.strategy.root_device)
+    return trainer.world_size
 
 
 def stage_trainer(

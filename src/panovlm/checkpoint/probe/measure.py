@@ -23,6 +23,7 @@ from panovlm.checkpoint.probe.patterns import sketch
 from panovlm.checkpoint.probe.record import Inputs, Measured, Part, Probe, Sketch, coarsest
 from panovlm.config.schema import ImageProcessing, Recipe
 from panovlm.models.attention import exact_attention
+from panovlm.models.compilation import uncompiled
 from panovlm.models.language.chat import ChatFormat
 from panovlm.models.language.quantized import quantized
 from panovlm.models.model import PanoramaVLM
@@ -162,6 +163,7 @@ def undisturbed(model: nn.Module) -> Generator[None]:
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
             exact_attention(model),
+            uncompiled(model),
         ):
             yield
     finally:
