@@ -169,7 +169,7 @@ MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(
         ("a: *nope", "f:1: is not valid YAML: found undefined alias"),
         ("a: \x00", "f: is not valid YAML: "),
         ("a: " + "1" * 5000, "is no int."),
-        ("[" * 600, "f: is nested too deeply."),
+        ("[" * 10_000, "f: is nested too deeply."),
         ("a: " + "[" * 60 + "]" * 60, "more than 100000 values or 50 levels"),
         ("a: &a [*a]", "an alias (*name) probably repeats itself."),
         ("a: &a\n  <<: *a", "an alias (*name) probably repeats itself."),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from rich.console import Console
+from torch.utils.data import DataLoader
 
 from panovlm.config.schema import Settings
 from panovlm.errors import PanoVLMError
@@ -192,21 +193,35 @@ def test_accumulated_gradients_are_those_of_the_big_batch(
         assert torch.allclose(small[name], expected, rtol=1e-3, atol=1e-6 * scale), name
 
 
-@pytest.mark.parametrize("clip", [1.0, 0.0])
-def test_scaled_gradients_are_clipped(clip: float, make_settings: Any) -> None:
-    """Lightning refuses to clip what a fused optimizer would scale back later."""
-    module, _ = made(
-        make_settings(Path("runs"), f"training.stage_configs.finetune.gradient_clip={clip}"),
-        "finetune",
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_clips_gradients_of_a_fused_optimizer(
+    precision: Any, make_settings: Any
+) -> None:
+    """A step of Lightning's own loop on a CPU, a loss scaler in it for float16."""
+    settings = make_settings(
+        Path("runs"), "training.stage_configs.finetune.gradient_clip=1e-3", "data.csv_val=[]"
     )
-    scaled = MixedPrecision("16-mixed", "cpu")
-    module.trainer = lightning.Trainer(accelerator="cpu", plugins=[scaled], logger=False)
-    found = cast(dict[str, Any], module.configure_optimizers())["optimizer"]
-    assert found.defaults["fused"] == (clip == 0)
-    scaled.clip_gradients(found, clip)
+    module, batch = made(settings, "finetune")
+    norms: list[float] = []
 
+    class Watch(lightning.Callback):
+        def on_before_zero_grad(self, *_: object) -> None:
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            if gradients:
+                norms.append(float(torch.nn.utils.get_total_norm(gradients)))
 
-def test_one_kernel_does_a_step(make_settings: Any) -> None:
-    module, _ = made(make_settings(Path("runs")), "finetune")
-    module.trainer = lightning.Trainer(accelerator="cpu", logger=False)
-    assert cast(dict[str, Any], module.configure_optimizers())["optimizer"].defaults["fused"]
+    before = {name: weight.clone() for name, weight in module.named_parameters()}
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        plugins=[MixedPrecision(precision, "cpu")],
+        gradient_clip_val=1e-3,
+        max_steps=2,
+        callbacks=[Watch()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(module.train(), DataLoader([batch] * 4, batch_size=None))
+    assert trainer.optimizers[0].defaults["fused"]
+    assert norms and max(norms) <= 1.001e-3
+    assert any(not torch.equal(before[name], weight) for name, weight in module.named_parameters())

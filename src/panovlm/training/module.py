@@ -154,9 +154,7 @@ class StageModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule over the steps of this stage."""
-        scaled = getattr(cast(Any, self.trainer).precision_plugin, "scaler", None) is not None
-        fused = not (scaled and self.settings.gradient_clip)
-        optimizer = build_optimizer(self.model, self.settings, fused=fused)
+        optimizer = build_optimizer(self.model, self.settings)
         scheduler = build_scheduler(optimizer, self.settings, self.total_steps)
         return {
             "optimizer": optimizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 from torch import nn
 from torch.optim import AdamW
@@ -14,16 +15,10 @@ BETAS = (0.9, 0.98)
 EPS = 1e-8
 
 
-def build_optimizer(model: nn.Module, settings: StageConfig, *, fused: bool = True) -> AdamW:
-    """Return AdamW over the trainable parameters.
+def build_optimizer(model: nn.Module, settings: StageConfig) -> AdamW:
+    """Return AdamW over the trainable parameters, one kernel for all of a step.
 
     Vectors (biases, norms) are not decayed, nor is a Mamba mixer's ``A_log``, as in mamba-ssm.
-
-    Args:
-        model: what is trained.
-        settings: learning rate and decay.
-        fused: let one kernel do all of a step. It takes gradients as a loss scaler left them, and
-            scales them back itself, so that nobody can clip them before.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -35,13 +30,17 @@ def build_optimizer(model: nn.Module, settings: StageConfig, *, fused: bool = Tr
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
-    return AdamW(
+    optimizer = AdamW(
         [group for group in groups if group["params"]],
         lr=settings.lr,
         betas=BETAS,
         eps=EPS,
-        fused=fused,
+        fused=True,
     )
+    # The kernel could take gradients as a loss scaler left them; nobody could clip them then, and
+    # Lightning refuses to. Without this mark they are scaled back before they are clipped.
+    cast(Any, optimizer)._step_supports_amp_scaling = False
+    return optimizer
 
 
 def learning_rate_factor(step: int, total: int, settings: StageConfig) -> float:
