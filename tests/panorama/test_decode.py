@@ -66,11 +66,12 @@ def test_jpeg_files_are_decoded_as_pillow_decodes_them(size, factor, picture, op
     assert np.array_equal(found(content, factor), by_pillow(content, factor))
 
 
-def test_pillow_decodes_no_ordinary_jpeg_file(monkeypatch):
+@pytest.mark.parametrize("factor", [1, 2])
+def test_pillow_decodes_no_ordinary_jpeg_file(factor, monkeypatch):
     content = saved(SMOOTH, exif=Image.Exif())
-    expected = by_pillow(content)
+    expected = by_pillow(content, factor)
     monkeypatch.setattr(JpegImageFile, "load", lambda _: pytest.fail("Pillow decodes"))
-    assert np.array_equal(found(content), expected)
+    assert np.array_equal(found(content, factor), expected)
 
 
 @pytest.mark.parametrize("factor", FACTORS)
@@ -89,10 +90,11 @@ def test_the_first_of_several_pictures_in_a_file():
     assert np.array_equal(found(content), by_pillow(content))
 
 
+@pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_jpeg_files_in_other_colours(mode):
+def test_jpeg_files_in_other_colours(mode, factor):
     content = saved(Image.fromarray(SMOOTH).convert(mode))
-    assert np.array_equal(found(content), by_pillow(content))
+    assert np.array_equal(found(content, factor), by_pillow(content, factor))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
@@ -103,9 +105,9 @@ def test_png_files_of_every_mode(mode):
     assert np.array_equal(found(content), expected)
 
 
-def outcome(read, content: bytes) -> np.ndarray | str:
+def outcome(read, content: bytes, factor: int) -> np.ndarray | str:
     try:
-        return read(content)
+        return read(content, factor)
     except (OSError, SyntaxError) as error:
         return str(error).split(" <")[0]  # what follows is a place in memory
 
@@ -115,12 +117,17 @@ def same(a: np.ndarray | str, b: np.ndarray | str) -> bool:
 
 
 @settings(max_examples=60, deadline=None)
-@given(share=st.floats(0, 1), ended=st.booleans(), progressive=st.booleans())
-def test_cut_jpeg_files_fail_as_pillow_fails(share, ended, progressive):
+@given(
+    share=st.floats(0, 1),
+    ended=st.booleans(),
+    progressive=st.booleans(),
+    factor=st.sampled_from([1, 2]),
+)
+def test_cut_jpeg_files_fail_as_pillow_fails(share, ended, progressive, factor):
     """With an end put where they were cut, the decoder takes the rest for grey."""
     content = saved(NOISE, progressive=progressive)
     content = content[: int(len(content) * share)] + (b"\xff\xd9" if ended else b"")
-    assert same(outcome(found, content), outcome(by_pillow, content))
+    assert same(outcome(found, content, factor), outcome(by_pillow, content, factor))
 
 
 @settings(max_examples=300, deadline=None)
@@ -132,11 +139,13 @@ def test_cut_jpeg_files_fail_as_pillow_fails(share, ended, progressive):
     ),
     header=st.booleans(),
     restart=st.sampled_from([0, 3]),
+    factor=st.sampled_from([1, 2]),
 )
-def test_damaged_jpeg_files_give_what_pillow_gives(damage, header, restart):
+def test_damaged_jpeg_files_give_what_pillow_gives(damage, header, restart, factor):
     """Among them 255, which begins a mark: Pillow reports those that cannot be, cv2 does not."""
     content = bytearray(saved(NOISE, restart_marker_blocks=restart))
     reach = 700 if header else len(content)
     for share, value in damage:
         content[int(reach * share)] = value
-    assert same(outcome(found, bytes(content)), outcome(by_pillow, bytes(content)))
+    content = bytes(content)
+    assert same(outcome(found, content, factor), outcome(by_pillow, content, factor))

@@ -20,7 +20,11 @@ _MARK = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 _START_OF_SCAN = 0xDA
 _END_OF_PICTURE = b"\xff\xd9"
 
-_STRIP = 32
+_SCALES = {1: cv2.IMREAD_COLOR_RGB, 2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2}
+"""How cv2 is told how finely to decode; its flag of halves with colours has them as BGR. At smaller
+scales Pillow's copies take no longer than looking for damage."""
+
+_STRIP = 64
 """Rows that go to numpy at once."""
 
 
@@ -36,15 +40,15 @@ def decoded(file: Image.Image, stream: BinaryIO, finer: int) -> NDArray[np.uint8
         OSError: The file is damaged or cut off; other errors of Pillow likewise.
         ValueError: Its pixels have 32 bits.
     """
-    if isinstance(file, JpegImageFile) and finer == 1:  # at smaller scales nothing is gained
-        pixels = _jpeg(file, stream)
+    if isinstance(file, JpegImageFile) and finer in _SCALES:
+        pixels = _jpeg(file, stream, _SCALES[finer])
         if pixels is not None:
             return pixels
     ImageOps.exif_transpose(file, in_place=True)
     return _rgb(file)
 
 
-def _jpeg(file: JpegImageFile, stream: BinaryIO) -> NDArray[np.uint8] | None:
+def _jpeg(file: JpegImageFile, stream: BinaryIO, scale: int) -> NDArray[np.uint8] | None:
     """Decode a JPEG file by cv2: the same decoder as Pillow's, but into numpy's memory.
 
     Returns None where more must be done (other colours, turned pictures), and where Pillow may have
@@ -58,7 +62,7 @@ def _jpeg(file: JpegImageFile, stream: BinaryIO) -> NDArray[np.uint8] | None:
     stream.seek(place)
     if not _is_plain(content):
         return None
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = scale | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cast("NDArray[np.uint8] | None", cv2.imdecode(np.frombuffer(content, np.uint8), flags))
     return pixels if pixels is not None and pixels.shape == (file.height, file.width, 3) else None
 
@@ -91,5 +95,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, _STRIP):
         strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
-        pixels[top : top + _STRIP] = np.asarray(strip.convert("RGB"))
+        if strip.mode != "RGB":  # else it would be copied all the same
+            strip = strip.convert("RGB")
+        pixels[top : top + _STRIP] = np.asarray(strip)
     return pixels
