@@ -21,6 +21,7 @@ import torch
 import views
 from machine import spread
 from PIL import Image
+from scenery import noise
 from small_model import TOWER, small_model
 from table import options, publish, take_turns
 
@@ -50,7 +51,7 @@ class Series(NamedTuple):
 
 def tiles() -> Series:
     """Cut more and more tiles from one panorama."""
-    erp = views.noise(4096)
+    erp = noise(4096)
     works = {}
     for count in (8, 16, 32, 64):
         cameras = tuple(Camera(360 * i / count, 0, 90, 90) for i in range(count))
@@ -62,7 +63,7 @@ def resolutions() -> Series:
     """Read larger and larger files into the same nine views."""
     settings = {"image_size": SIDE, "image_mean": views.HALF, "image_std": views.HALF}
     pipeline = ViewPipeline(ImageProcessing.model_validate({**settings, "rendering": "good"}))
-    whole = views.noise(16384)
+    whole = noise(16384)
     works = {}
     for width in (2048, 4096, 8192, 16384):
         erp = cv2.resize(whole, (width, width // 2), interpolation=cv2.INTER_AREA)

@@ -15,10 +15,11 @@ two sizes needs more, and it computes all of them again every time: both cases a
 both ways to make the original's tiles small: its processor averages areas, as Pillow does, and
 torchvision of today; bilinear interpolation alone does not.
 
-The panorama is made of leaves that lie over each other, small ones far more often than large ones,
-and of noise with falling amplitudes, seen through a lens: the edges and the spectrum of photographs
-(the dead leaves model of Lee, Mumford and Huang, 2001). ``--panorama`` takes a picture instead,
-which is enlarged where it is too small.
+``good`` has two by two samples for each pixel of a view, in a panorama of two to four pixels for
+each; rows below it have more samples, and a panorama that is decoded twice as finely.
+
+The panorama is that of ``scenery.py``. ``--panorama`` takes a picture instead, which is enlarged
+where it is too small.
 """
 
 from __future__ import annotations
@@ -38,14 +39,16 @@ import numpy as np
 import torch
 from machine import spread
 from PIL import Image
+from scenery import scenery
 from table import options, publish, take_turns
 from transformers import SiglipImageProcessorPil
 
 from panovlm.config.schema import ImageProcessing
 from panovlm.panorama.geometry import Camera
+from panovlm.panorama.image import read_panorama
 from panovlm.panorama.picture import Picture
 from panovlm.panorama.pipeline import ViewPipeline
-from panovlm.panorama.projection import project
+from panovlm.panorama.projection import _project_stack, maps_of, project
 
 WIDTHS = (2048, 4096, 8192)
 SIDE, FOV = 256, 90
@@ -54,9 +57,6 @@ CAMERAS = tuple(Camera(yaw, 0, FOV, FOV) for yaw in YAWS)
 LARGE = 672
 """Side of the original's tiles."""
 FINE = 16
-LEAVES = 400_000
-LENS = 0.6
-"""Blur in pixels of the largest picture."""
 HALF = (0.5, 0.5, 0.5)
 PROCESSOR = SiglipImageProcessorPil(
     size={"height": SIDE, "width": SIDE},
@@ -66,48 +66,8 @@ PROCESSOR = SiglipImageProcessorPil(
 )
 """That of SigLIP 2."""
 ORIGINAL = "original's pipeline"
+DECODING = ", decoding alone"
 PEERS = ("py360convert", "pytorch360convert", "equilib")
-
-
-def scenery(width: int) -> np.ndarray:
-    """Return a picture with the edges and the spectrum of photographs, closed over the seam."""
-    picture = leaves(width) + 0.25 * (noise(width).astype(np.float32) - 128)
-    around = cv2.copyMakeBorder(picture, 0, 0, 8, 8, cv2.BORDER_WRAP)
-    seen = cv2.GaussianBlur(around, (0, 0), LENS)[:, 8:-8]
-    return np.clip(seen, 0, 255).astype(np.uint8)
-
-
-def leaves(width: int) -> np.ndarray:
-    """Return discs over each other whose radii r have a density that falls with r ** -3."""
-    rng = np.random.default_rng(0)
-    at_random = rng.random(LEAVES)
-    smallest, largest = width / 2048, width / 8
-    radii = 1 / np.sqrt(at_random / largest**2 + (1 - at_random) / smallest**2)
-    places = rng.uniform(0, (width, width // 2), (LEAVES, 2))
-    colours = rng.normal(128, 50, (LEAVES, 1)) + rng.normal(0, 18, (LEAVES, 3))
-    picture = np.full((width // 2, width, 3), 128, np.uint8)
-    fixed = 16  # cv2 takes sixteenths of pixels
-    for (x, y), radius, colour in zip(places, radii, np.clip(colours, 0, 255), strict=True):
-        for turn in (-width, 0, width):
-            if -radius <= x + turn <= width + radius:
-                centre = (int((x + turn) * fixed), int(y * fixed))
-                cv2.circle(picture, centre, int(radius * fixed), colour.tolist(), -1, cv2.LINE_8, 4)
-    return picture
-
-
-def noise(width: int) -> np.ndarray:
-    """Return a picture whose amplitudes fall with the frequency, closed over the seam."""
-    rng = np.random.default_rng(0)
-    shape = (width // 2, width)
-    frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1]))
-    frequency[0, 0] = np.inf
-    picture = np.empty((*shape, 3), np.float32)
-    for channel in range(3):
-        waves = np.fft.rfft2(rng.standard_normal(shape, np.float32)) / frequency
-        field = np.fft.irfft2(waves, shape)
-        picture[..., channel] = field / field.std()
-    grey = picture.mean(axis=2, keepdims=True)
-    return np.clip(128 + 45 * (grey + 0.3 * picture), 0, 255).astype(np.uint8)
 
 
 def panoramas(file: Path | None) -> dict[int, np.ndarray]:
@@ -179,12 +139,15 @@ def tiles(given: dict[int, np.ndarray], runs: int) -> list[dict[str, Any]]:
             if find_spec(name):
                 work[name] = partial(globals()[name], erp)
         work["py360convert, two sizes in use"] = partial(without_its_cache, erp)
+        first, second, *_ = maps_of(CAMERAS, (SIDE, SIDE), "corner", 1, (width // 2, width))
+        work["OpenCV's remap alone"] = partial(cv2.remap, erp, first, second, cv2.INTER_LINEAR)
+        work["that without interpolation"] = partial(cv2.remap, erp, first, None, cv2.INTER_NEAREST)
         if not np.array_equal(project(erp, CAMERAS, (SIDE, SIDE)), py360convert(erp)):
             sys.exit(f"{width}: the tiles are not those of py360convert")
         times = take_turns(work, runs)
-        first = median(times["panovlm"])
+        ours = median(times["panovlm"])
         rows += [
-            {"width": width, "candidate": name, "ms": found, "ratio": median(found) / first}
+            {"width": width, "candidate": name, "ms": found, "ratio": median(found) / ours}
             for name, found in times.items()
         ]
     return rows
@@ -232,6 +195,34 @@ class InMemory:
 def load(pipeline: ViewPipeline, data: bytes) -> np.ndarray:
     """Make nine views as this package does."""
     return pipeline.load(Picture(InMemory(data)))
+
+
+def sampled(pipeline: ViewPipeline, samples: int, finer: int, data: bytes) -> np.ndarray:
+    """The same by ``samples`` points along each side of a pixel, which is no setting.
+
+    Args:
+        pipeline: That of ``good``.
+        samples: Points along each side of a pixel.
+        finer: How many times as finely the panorama is decoded.
+        data: A JPEG file.
+    """
+    erp = read_panorama(Picture(InMemory(data)), lambda *size: pipeline.reduction(*size) // finer)
+    stack = _project_stack(erp, CAMERAS, (SIDE, SIDE), "corner", samples)
+    whole = pipeline.cuts[0].take(erp)
+    return pipeline.normalise(np.concatenate([whole[None], stack.reshape(-1, *whole.shape)]))
+
+
+def with_more_samples(
+    pipeline: ViewPipeline, data: bytes, width: int
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Return ways to make views that take more work than ``good``."""
+    work = {
+        f"good, {count} x {count} samples": partial(sampled, pipeline, count, 1, data)
+        for count in (3, 4)
+    }
+    if pipeline.reduction(width // 2, width) > 1:
+        work["good, twice as fine, 3 x 3 samples"] = partial(sampled, pipeline, 3, 2, data)
+    return work
 
 
 def floor(data: bytes) -> None:
@@ -292,7 +283,7 @@ def files(given: dict[int, np.ndarray], runs: int) -> list[dict[str, Any]]:
         data = file.getvalue()
         decoded = np.array(Image.open(io.BytesIO(data)))
         work: dict[str, Callable[[], Any]] = {
-            "decoded at an eighth only": partial(floor, data),
+            f"an eighth{DECODING}": partial(floor, data),
             ORIGINAL: partial(original, data),
             f"{ORIGINAL}, two sizes in use": partial(original_anew, data),
             f"{ORIGINAL}, tiles not averaged": partial(original, data, averaged=False),
@@ -300,9 +291,15 @@ def files(given: dict[int, np.ndarray], runs: int) -> list[dict[str, Any]]:
         for way in ("exact", "good", "fast"):
             pipeline = ViewPipeline(ImageProcessing.model_validate({**settings, "rendering": way}))
             work[way] = partial(load, pipeline, data)
+            work[f"{way}{DECODING}"] = partial(
+                read_panorama, Picture(InMemory(data)), pipeline.reduction
+            )
+            if way == "good":
+                work |= with_more_samples(pipeline, data, width)
         errors = {
-            name: psnr(work[name](), decoded, large=name.startswith(ORIGINAL))
-            for name in list(work)[1:]
+            name: psnr(made(), decoded, large=name.startswith(ORIGINAL))
+            for name, made in work.items()
+            if not name.endswith(DECODING)
         }
         times = take_turns(work, runs)
         least, most = (median(times[name]) for name in list(work)[:2])

@@ -8,7 +8,7 @@ Batches of JPEG panoramas become normalised views on the device in both ways of
 the processor time of one thread for one panorama: reading the file, and cutting or not. "MB" is
 what crosses the bus for it. "ms to copy" and "ms to cut" are those of the device, from page-locked
 memory; where cutting takes less than the device's own work on a panorama, loaders are all that
-counts. The pictures are those of ``views.py``.
+counts. The pictures are those of ``scenery.py``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ import torch
 from machine import machine, spread
 from PIL import Image
 from scan_gpu import milliseconds
+from scenery import scenery
 from table import options, replace_table, take_turns
 from torch import Tensor
-from views import HALF, InMemory, scenery
+from views import HALF, InMemory
 
 from panovlm.config.schema import ImageProcessing
 from panovlm.panorama.device import DeviceViews
