@@ -48,7 +48,7 @@ from panovlm.panorama.geometry import Camera
 from panovlm.panorama.image import read_panorama
 from panovlm.panorama.picture import Picture
 from panovlm.panorama.pipeline import ViewPipeline
-from panovlm.panorama.projection import _project_stack, maps_of, project
+from panovlm.panorama.projection import maps_of, project, project_stack
 
 WIDTHS = (2048, 4096, 8192)
 SIDE, FOV = 256, 90
@@ -207,7 +207,7 @@ def sampled(pipeline: ViewPipeline, samples: int, finer: int, data: bytes) -> np
         data: A JPEG file.
     """
     erp = read_panorama(Picture(InMemory(data)), lambda *size: pipeline.reduction(*size) // finer)
-    stack = _project_stack(erp, CAMERAS, (SIDE, SIDE), "corner", samples)
+    stack = project_stack(erp, CAMERAS, (SIDE, SIDE), "corner", samples)
     whole = pipeline.cuts[0].take(erp)
     return pipeline.normalise(np.concatenate([whole[None], stack.reshape(-1, *whole.shape)]))
 

@@ -67,7 +67,7 @@ def project(
     erp, supersample = read_at(np.ascontiguousarray(erp), cameras, size, grid, antialias=antialias)
     at_once = max(SIDE_LIMIT // (size[0] * supersample), 1)
     stacks = [
-        _project_stack(erp, cameras[first : first + at_once], size, grid, supersample)
+        project_stack(erp, cameras[first : first + at_once], size, grid, supersample)
         for first in range(0, len(cameras), at_once)
     ]
     stacked = stacks[0] if len(stacks) == 1 else np.concatenate(stacks)
@@ -102,7 +102,7 @@ def read_at(
     return erp, supersample
 
 
-def _project_stack(
+def project_stack(
     erp: Array, cameras: tuple[Camera, ...], size: tuple[int, int], grid: Grid, supersample: int
 ) -> Array:
     """Project views that fit into one call of cv2, stacked into one picture [V * height, width]."""
