@@ -4,9 +4,11 @@
 
 ``loop`` is the plain formula, a Python loop over time on all states, as in mamba-ssm's reference
 and on transformers' path without kernels. ``mambapy`` is its parallel scan, where it is installed.
-Every output and every gradient is compared with float64 before anything is timed. Each candidate
-that keeps something for its gradients does so once more in a process of its own, whose largest
-resident memory is told.
+``products alone`` does as many multiplications as the compiled loop has for its states, most of
+them with an addition in the same instruction, on numbers in registers, and nothing else: with the
+same arithmetic no scan is faster. Every output and every gradient is compared with float64 before
+anything is timed. Each candidate that keeps something for its gradients does so once more in a
+process of its own, whose largest resident memory is told.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from machine import machine, spread
 from table import replace_table
@@ -40,6 +44,10 @@ TOO_LONG = {("loop", "large, B9 L256 D1792 N64", True)}
 """Minutes and some thirty GB for each run."""
 ONCE = {("mambapy", "large, B9 L256 D1792 N64", True)}
 """Half a minute for each run."""
+ALONE = "products alone"
+PRODUCTS = {False: 10, True: 28}
+"""For a state: exponent, six in the power of two, input, state, output. With gradients all of these
+twice, and eight for the gradients of state (two), exponent, A, delta, x, B and C."""
 EXACT, EXACT_GRADIENTS = 4e-7, 2e-6
 """Of the largest value; outputs differ by 1e-7 to 3.5e-7 in float32, whoever computes them."""
 
@@ -115,6 +123,35 @@ def seconds(scan: Callable[..., Tensor], args: Mapping[str, Tensor], *, gradient
     y = scan(**leaves)
     if gradients:
         y.sum().backward()
+    return time.perf_counter() - begun
+
+
+@cache
+def multiplier() -> Callable[[np.ndarray, int], None]:
+    """Return a function that multiplies lanes so many times."""
+    import numba
+
+    from panovlm.models.mamba.lanes import load, store
+
+    @numba.njit
+    def multiply(room: np.ndarray, number: int) -> None:
+        factor = load(room, 0)
+        one, two, three = factor, factor, factor  # as many as it takes not to wait for one of them
+        for _ in range(number // 3):
+            one, two, three = one * factor + factor, two * factor + factor, three * factor + factor
+        store(room, 0, one + two + three)
+
+    return multiply
+
+
+def seconds_alone(batch: int, length: int, width: int, n: int, *, gradients: bool) -> float:
+    """Time the products of a scan."""
+    from panovlm.models.mamba.vectors import LANES
+
+    room = np.full(LANES, 0.5, np.float32)
+    number = batch * length * width * n * PRODUCTS[gradients] // LANES
+    begun = time.perf_counter()
+    multiplier()(room, number)
     return time.perf_counter() - begun
 
 
@@ -208,6 +245,10 @@ def measure(shape: str, runs: int) -> list[dict[str, object]]:
                 taken = seconds(scan, args, gradients=gradients)
                 if run:  # the first warms up
                     times[name].append(taken * 1e3)
+            if backends.has_numba():
+                taken = seconds_alone(*SHAPES[shape], gradients=gradients)
+                if run:
+                    times.setdefault(ALONE, []).append(taken * 1e3)
         first = median(next(iter(times.values())))
         rows += [
             {
@@ -216,8 +257,10 @@ def measure(shape: str, runs: int) -> list[dict[str, object]]:
                 "candidate": name,
                 "ms": found,
                 "ratio": median(found) / first,
-                "error": errors[name][gradients],
-                "memory": memory(name, shape) if gradients and "large" in shape else None,
+                "error": None if name == ALONE else errors[name][gradients],
+                "memory": memory(name, shape)
+                if gradients and "large" in shape and name != ALONE
+                else None,
             }
             for name, found in times.items()
         ]
@@ -243,9 +286,10 @@ def main() -> int:
         for row in measure(shape, options.runs):
             rows.append(row)
             work = "with gradients" if row["gradients"] else "forward"
+            error = "" if row["error"] is None else f"{row['error']:.1e}"
             lines.append(
                 f"| {shape} | {work} | {row['candidate']} | {spread(row['ms'], 1)} "
-                f"| {row['ratio']:.1f} | {row['error']:.1e} "
+                f"| {row['ratio']:.2f} | {error} "
                 f"| {'' if row['memory'] is None else format(row['memory'], '.0f')} |"
             )
             print(lines[-1], file=sys.stderr, flush=True)

@@ -10,7 +10,9 @@ import pytest
 numba = pytest.importorskip("numba")
 
 from panovlm.models.mamba import exponentials  # noqa: E402
-from panovlm.models.mamba.lanes import HAS_AVX512, LANES, load, store  # noqa: E402
+from panovlm.models.mamba.avx512 import HAS_AVX512  # noqa: E402
+from panovlm.models.mamba.lanes import load, store  # noqa: E402
+from panovlm.models.mamba.vectors import LANES  # noqa: E402
 
 ULP = 2.0**-23
 with_avx512 = pytest.mark.skipif(not HAS_AVX512, reason="this processor has no AVX-512")

@@ -9,8 +9,9 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from panovlm.models.mamba import lanes  # noqa: E402
-from panovlm.models.mamba.lanes import LANES, PIECE, TILE, load, store  # noqa: E402
+from panovlm.models.mamba import avx512, lanes  # noqa: E402
+from panovlm.models.mamba.lanes import load, store  # noqa: E402
+from panovlm.models.mamba.vectors import CHANNELS, LANES, PIECE, STATES, TILE  # noqa: E402
 
 NUMBER = np.float32(0.7)
 
@@ -56,14 +57,29 @@ def test_lanes_lie_anywhere_in_an_array() -> None:
     assert np.array_equal(target, expected)
 
 
-@pytest.mark.parametrize("number", [0, 1, 17, LANES])
-def test_only_the_first_lanes(number) -> None:
-    source, target = normal(LANES), np.full(LANES, 9, np.float32)
+def test_rows_and_numbers_reach_every_entry_of_the_state() -> None:
+    row, numbers, found = normal(CHANNELS + 3), normal(STATES + 5), np.empty((2, LANES), np.float32)
+
+    @numba.njit
+    def fill(row, numbers, found):
+        store(found, 0, lanes.load_repeated(row, 3))
+        store(found, LANES, lanes.load_each(numbers, 5))
+
+    fill(row, numbers, found.reshape(-1))
+    assert np.array_equal(found[0], np.tile(row[3:], STATES))
+    assert np.array_equal(found[1], np.repeat(numbers[5:], CHANNELS))
+
+
+@pytest.mark.parametrize("number", [0, 1, 9, CHANNELS])
+def test_only_the_first_channels(number) -> None:
+    source, target = normal(CHANNELS), np.full(CHANNELS, 9, np.float32)
     numba.njit(lambda x, y, w: store(y, 0, lanes.load_first(x, 0, w)))(source, target, number)
-    assert np.array_equal(target, np.where(np.arange(LANES) < number, source, 0))
+    assert np.array_equal(target, np.where(np.arange(CHANNELS) < number, source, 0))
     target[:] = 9
-    numba.njit(lambda x, y, w: lanes.store_first(y, 0, load(x, 0), w))(source, target, number)
-    assert np.array_equal(target, np.where(np.arange(LANES) < number, source, 9))
+    numba.njit(lambda x, y, w: lanes.store_first(y, 0, lanes.load_row(x, 0), w))(
+        source, target, number
+    )
+    assert np.array_equal(target, np.where(np.arange(CHANNELS) < number, source, 9))
 
 
 def test_bounds_let_nan_through() -> None:
@@ -83,26 +99,43 @@ def test_scaled_by_powers_of_two() -> None:
     assert np.array_equal(applied(lanes.scaled, x, exponent), np.ldexp(x, exponent.astype(int)))
 
 
-@pytest.mark.skipif(not lanes.HAS_AVX512, reason="this processor has no AVX-512")
+@pytest.mark.skipif(not avx512.HAS_AVX512, reason="this processor has no AVX-512")
 def test_instructions_of_avx512_reach_every_lane() -> None:
     x, exponent = normal(LANES), np.arange(LANES, dtype=np.float32) * 8 - 4 * LANES
     with np.errstate(over="ignore"):
         expected = np.ldexp(x, exponent.astype(int))
-    assert np.array_equal(applied(lanes.scaled_avx512, x, exponent), expected)
+    assert np.array_equal(applied(avx512.scaled, x, exponent), expected)
     assert np.array_equal(
-        applied(lanes.fraction_avx512, exponent + x), (exponent + x) - np.rint(exponent + x)
+        applied(avx512.fraction, exponent + x), (exponent + x) - np.rint(exponent + x)
     )
 
 
-def test_rows_are_folded_to_their_sums() -> None:
-    rows, sums = normal(TILE, LANES), normal(TILE)
+def test_where_negative_chooses() -> None:
+    x, one = normal(2, LANES)
+    chosen = numba.njit(lambda x, y: lanes.where_negative(x, y, NUMBER))
+    assert np.array_equal(applied(chosen, x, one), np.where(x < 0, one, NUMBER))
+
+
+def test_products_are_summed_over_entries_of_the_state() -> None:
+    (one, other), row = normal(2, LANES), normal(CHANNELS)
+    found = row.copy()
+    numba.njit(lambda x, y, row: lanes.add_products(row, 0, load(x, 0), load(y, 0)))(
+        one, other, found
+    )
+    products = one.astype(np.float64) * other
+    assert np.abs(found - row - products.reshape(STATES, CHANNELS).sum(0)).max() < 1e-6
+
+
+def test_products_are_summed_over_channels() -> None:
+    (one, other), sums = normal(2, TILE, LANES), normal(STATES, TILE)
 
     @numba.njit
-    def fold(rows, pieces, sums):
+    def fold(one, other, room, sums):
         for t in range(TILE):
-            lanes.store_sums(pieces, t * PIECE, load(rows, t * LANES))
-        lanes.add_folded(pieces, 0, sums, 0)
+            lanes.store_products(room, t * PIECE, load(one, t * LANES), load(other, t * LANES))
+        lanes.add_folded(room, 0, sums, 0)
 
-    expected = sums + rows.sum(1, dtype=np.float64)
-    fold(rows.reshape(-1), np.empty(TILE * PIECE, np.float32), sums)
-    assert np.abs(sums - expected).max() < 3e-6
+    found, room = sums.copy(), np.empty(STATES * TILE * PIECE, np.float32)
+    fold(one.reshape(-1), other.reshape(-1), room, found.reshape(-1))
+    products = (one.astype(np.float64) * other).reshape(TILE, STATES, CHANNELS)
+    assert np.abs(found - sums - products.sum(2).T).max() < 3e-6

@@ -7,18 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from panovlm.models.mamba import constants
+from panovlm.models.mamba import avx512, constants
 from panovlm.models.mamba.compiled import inlined
-from panovlm.models.mamba.lanes import (
-    HAS_AVX512,
-    Lanes,
-    at_least,
-    at_most,
-    fraction_avx512,
-    rounded,
-    scaled,
-    scaled_avx512,
-)
+from panovlm.models.mamba.lanes import at_least, at_most, rounded, scaled, where_negative
+from panovlm.models.mamba.vectors import Lanes
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 LOG2_E, LN_2 = np.float32(constants.LOG2_E), np.float32(constants.LN_2)
@@ -50,10 +42,10 @@ def exp2_saturated(x: Lanes) -> Lanes:
 @inlined
 def exp2_avx512(x: Lanes) -> Lanes:
     """Return 2**x in nine instructions, whatever x is."""
-    return scaled_avx512(small_power(fraction_avx512(x)), rounded(x))
+    return avx512.scaled(small_power(avx512.fraction(x)), rounded(x))
 
 
-exp2 = exp2_avx512 if HAS_AVX512 else exp2_saturated
+exp2 = exp2_avx512 if avx512.HAS_AVX512 else exp2_saturated
 
 
 @inlined
@@ -72,10 +64,19 @@ def sigmoid(x: Lanes) -> Lanes:
 
 
 @inlined
-def log1p_exp(x: Lanes) -> Lanes:
-    """Return log(1 + e**x), as max(x, 0) + 2 artanh(e / (2 + e)) with e = e**-|x|."""
+def log1p_exp_and_slope(x: Lanes) -> tuple[Lanes, Lanes]:
+    """Return log(1 + e**x) and its slope, the sigmoid, by one exponential.
+
+    With e = e**-|x| they are max(x, 0) + 2 artanh(e / (2 + e)), and 1 or e over 1 + e.
+    """
     e = exp(ZERO - at_least(x, ZERO - x))
     s = e / (TWO + e)
     q = s * s
     series = ONE + q * (Q1 + q * (Q2 + q * (Q3 + q * Q4)))
-    return at_least(x, ZERO) + TWO * s * series
+    return at_least(x, ZERO) + TWO * s * series, where_negative(x, e, ONE) / (ONE + e)
+
+
+@inlined
+def log1p_exp(x: Lanes) -> Lanes:
+    """Return log(1 + e**x)."""
+    return log1p_exp_and_slope(x)[0]

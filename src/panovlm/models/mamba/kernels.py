@@ -4,7 +4,8 @@ Only imported where numba is installed and wanted. Work is cut into tasks that s
 write: a *group* of sequences times a *part* of the channels. Gradients that are sums over channels
 (B, C) or sequences (A, D, bias) come out once per part or group and are added up by the caller, so
 that no result depends on the number of threads. The states before each tile but the first are kept
-for the backward pass; the others are computed again there.
+for the backward pass; the others are computed again there. While a tile is at work, the next one is
+fetched from memory, a ``share`` of its steps with every few entries of the state.
 
 Tensors ``[batch, length, width]`` come as flat arrays with the strides of their first two axes and
 the place of their first time step, the last one where the scan goes back in time (its stride is
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from panovlm.models.mamba.compiled import jit
 from panovlm.models.mamba.exponentials import ZERO
-from panovlm.models.mamba.lanes import LANES, TILE, Floats, add_folded, load, store
+from panovlm.models.mamba.lanes import add_folded, load, prefetch, store
 from panovlm.models.mamba.tiles import (
     B_SUMS,
     C_SUMS,
@@ -30,9 +31,8 @@ from panovlm.models.mamba.tiles import (
     U,
     Y,
     advance,
-    advance_keeping,
     begin_gradients,
-    copy,
+    fetch_inputs,
     finish,
     finish_gradients,
     floats,
@@ -44,6 +44,7 @@ from panovlm.models.mamba.tiles import (
     retreat,
     store_tile,
 )
+from panovlm.models.mamba.vectors import CHANNELS, STATES, TILE, Floats
 
 
 @jit
@@ -64,43 +65,48 @@ def forward(
         last: task after the last.
         sizes: batch, length, width, n, sequences of a group, parts of the channels.
         strides: of the first two axes, and the first place, of u, delta, B, C, z and y, one row
-            each; those of B and C must not be negative.
-        inputs: u, delta, A ``[block, n, LANES]`` times log2(e), which makes decays powers of two,
-            B, C, D, z and bias; the last three may be empty.
+            each.
+        inputs: u, delta, A ``[block, n, CHANNELS]`` times log2(e), which makes decays powers of
+            two, B, C, D, z and bias; the last three may be empty; n is a multiple of ``STATES``.
         softplus: whether the step sizes go through a softplus.
         kept: to fill with the states before each tile but the first,
-            ``[batch, block, tile - 1, n, LANES]``, or empty.
+            ``[batch, block, tile - 1, n, CHANNELS]``, or empty.
         y: to fill with the output ``[batch, length, width]``.
     """
     batch, length, width, n, group, parts = sizes
-    blocks, tiles, states = -(-width // LANES), -(-length // TILE), n * LANES
+    blocks, tiles, states = -(-width // CHANNELS), -(-length // TILE), n * CHANNELS
     work, h = floats(ROOM), floats(states)
     A, B, C = inputs[2:5]
     step_b, step_c = strides[2, 1], strides[3, 1]
+    share = -(-TILE * STATES // max(n, 1))
     for task in range(first, last):
         rows, part = task // parts * group, task % parts
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-            channel, a = block * LANES, block * states
-            w = min(LANES, width - channel)
+            channel, a = block * CHANNELS, block * states
+            w = min(CHANNELS, width - channel)
             load_weights(work, inputs, channel, w)
             for row in range(rows, min(rows + group, batch)):
                 h[:] = ZERO
                 for tile in range(tiles):
                     begin = tile * TILE
                     steps = min(TILE, length - begin)
-                    if tile and len(kept):
-                        at = ((row * blocks + block) * (tiles - 1) + tile - 1) * states
-                        copy(h, 0, kept, at, n)
+                    keep = len(kept) and tile + 1 < tiles
+                    after = ((row * blocks + block) * (tiles - 1) + tile) * states
                     load_inputs(work, inputs, strides, row, begin, channel, steps, w)
-                    prepare(work, softplus, steps)
+                    prepare(work, softplus, False, steps)
                     b, c = place(strides, 2, row, begin), place(strides, 3, row, begin)
-                    for k in range(n):
-                        i, entry = k * LANES, load(A, a + k * LANES)
+                    for k in range(0, n, STATES):
+                        i, entry = k * CHANNELS, load(A, a + k * CHANNELS)
                         state = load(h, i)
                         state = advance(
-                            work, entry, state, B, b + k, step_b, C, c + k, step_c, steps
+                            work, entry, state, B, b + k, step_b, C, c + k, step_c, steps, False
                         )
                         store(h, i, state)
+                        if keep:
+                            store(kept, after + i, state)
+                        t = k // STATES * share
+                        end = min(t + share, TILE)
+                        fetch_inputs(inputs, strides, row, begin + TILE, channel, t, end)
                     if len(inputs[6]):
                         finish(work, steps)
                     at = place(strides, 5, row, begin) + channel
@@ -136,49 +142,50 @@ def backward(
         dy: gradient of the output.
         gradients: in the order of ``inputs``. Those of u, delta and z are to fill, ``[batch,
             length, width]``; those of D and bias too, one per group of sequences. To add to: that
-            of A, ``[group, block, n, LANES]``, and those of B and C, ``[parts, batch, tile, n,
+            of A, ``[group, block, n, CHANNELS]``, and those of B and C, ``[parts, batch, tile, n,
             TILE]``. That of z is empty without gate.
     """
     batch, length, width, n, group, parts = sizes
-    blocks, tiles, states = -(-width // LANES), -(-length // TILE), n * LANES
+    blocks, tiles, states = -(-width // CHANNELS), -(-length // TILE), n * CHANNELS
     work, start, carry = floats(ROOM), floats(states), floats(states)
+    start[:] = ZERO
     A, B, C = inputs[2:5]
     gated = len(inputs[6])
     step_b, step_c = strides[2, 1], strides[3, 1]
+    share = -(-TILE * STATES // max(n, 1))
     du, d_delta, dA, dB, dC, dD, dz, d_bias = gradients
     for task in range(first, last):
         rows, part = task // parts * group, task % parts
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-            channel, a = block * LANES, block * states
+            channel, a = block * CHANNELS, block * states
             d_a = task // parts * blocks * states + a
-            w = min(LANES, width - channel)
+            w = min(CHANNELS, width - channel)
             load_weights(work, inputs, channel, w)
-            work[D_D : D_D + 2 * LANES] = ZERO
+            work[D_D : D_D + 2 * CHANNELS] = ZERO
             for row in range(rows, min(rows + group, batch)):
                 carry[:] = ZERO
                 for tile in range(tiles - 1, -1, -1):
                     begin = tile * TILE
                     steps = min(TILE, length - begin)
-                    start[:] = ZERO
-                    if tile:
-                        at = ((row * blocks + block) * (tiles - 1) + tile - 1) * states
-                        copy(kept, at, start, 0, n)
+                    before = ((row * blocks + block) * (tiles - 1) + tile - 1) * states
                     load_inputs(work, inputs, strides, row, begin, channel, steps, w)
                     at = place(strides, 5, row, begin) + channel
                     load_tile(work, DY, dy, at, strides[5, 1], steps, w)
-                    prepare(work, softplus, steps)
+                    prepare(work, softplus, True, steps)
                     begin_gradients(work, gated, steps)
                     b, c = place(strides, 2, row, begin), place(strides, 3, row, begin)
                     sums = ((part * batch + row) * tiles + tile) * n * TILE
-                    for k in range(n):
-                        i, entry = k * LANES, load(A, a + k * LANES)
-                        state, back = load(start, i), load(carry, i)
-                        advance_keeping(
-                            work, entry, state, B, b + k, step_b, C, c + k, step_c, steps
+                    for k in range(0, n, STATES):
+                        i, entry = k * CHANNELS, load(A, a + k * CHANNELS)
+                        back = load(carry, i)
+                        state = load(kept, before + i) if tile else load(start, i)
+                        state = advance(
+                            work, entry, state, B, b + k, step_b, C, c + k, step_c, steps, True
                         )
                         back = retreat(
                             work,
                             entry,
+                            state,
                             back,
                             dA,
                             d_a + i,
@@ -193,6 +200,12 @@ def backward(
                         store(carry, i, back)
                         add_folded(work, B_SUMS, dB, sums + k * TILE)
                         add_folded(work, C_SUMS, dC, sums + k * TILE)
+                        if tile:
+                            step = k // STATES * share
+                            end = min(step + share, TILE)
+                            fetch_inputs(inputs, strides, row, begin - TILE, channel, step, end)
+                            for t in range(begin - TILE + step, begin - TILE + end):
+                                prefetch(dy, place(strides, 5, row, t) + channel)
                     finish_gradients(work, softplus, gated, steps)
                     at = place(strides, 6, row, begin) + channel
                     store_tile(work, U, du, at, strides[6, 1], steps, w)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from panovlm.models.mamba import kernels
 from panovlm.models.mamba.arguments import width_last
 from panovlm.models.mamba.constants import LOG2_E
-from panovlm.models.mamba.lanes import LANES, TILE
+from panovlm.models.mamba.vectors import CHANNELS, STATES, TILE
 
 STEPS_OF_A_TASK = 64
 """Short sequences are grouped until a task has about as many time steps."""
@@ -35,9 +35,9 @@ class NumbaCall:
         assert B is not None and C is not None
         self.batch, self.width, self.length = u.shape
         self.n = A.shape[1]
+        self.entries = -(-self.n // STATES) * STATES
         self.reverse = reverse
-        # The kernels may go back through wide tensors; B and C are narrow and turned instead.
-        narrow = [t.flip(2) if reverse else t for t in (B, C)]
+        narrow = [self._filled(t) for t in (B, C)]
         gate = _nothing(3) if z is None else z
         self.sequences = [width_last(t) for t in (u, delta, *narrow, gate)]
         self.vectors = [_nothing() if t is None else t.contiguous() for t in (D, delta_bias)]
@@ -45,17 +45,18 @@ class NumbaCall:
         self.delta_softplus = delta_softplus
         group = max(1, STEPS_OF_A_TASK // max(1, self.length))
         self.groups = -(-self.batch // group)
-        self.blocks = -(-self.width // LANES)
+        self.blocks = -(-self.width // CHANNELS)
         self.tiles = -(-self.length // TILE)
         self.A = self._in_blocks(A.detach() * LOG2_E)
         self.parts = min(self.blocks, max(1, TASKS // max(1, self.groups)))
-        self.sizes = np.array([*u.shape[:1], self.length, self.width, self.n, group, self.parts])
+        sizes = (self.batch, self.length, self.width, self.entries, group, self.parts)
+        self.sizes = np.array(sizes)
         self.states = self.batch * self.length * self.width * self.n
 
     def room_for_states(self) -> Tensor:
         """Return memory for the states before every tile but the first."""
         rows = self.batch * self.blocks * max(0, self.tiles - 1)
-        return _empty(rows * self.n * LANES)
+        return _empty(rows * self.entries * CHANNELS)
 
     def forward(self, kept: Tensor | None) -> Tensor:
         """Return the output; write states to ``kept`` if it is there."""
@@ -69,28 +70,28 @@ class NumbaCall:
         size = (self.batch, self.length, self.width)
         du, d_delta = _empty(*size), _empty(*size)
         dz = _empty(*size) if self.has_z else _empty(0)
-        dA = _zeros(self.groups, self.blocks, self.n, LANES)
+        dA = _zeros(self.groups, self.blocks, self.entries, CHANNELS)
         dD, d_bias = _empty(self.groups, self.width), _empty(self.groups, self.width)
-        dB, dC = (_zeros(self.parts, self.batch, self.tiles, self.n, TILE) for _ in range(2))
+        dB, dC = (_zeros(self.parts, self.batch, self.tiles, self.entries, TILE) for _ in range(2))
         gradients = tuple(_flat(t) for t in (du, d_delta, dA, dB, dC, dD, dz, d_bias))
         dy = width_last(dy)
         self._run(kernels.backward, [*self.sequences, dy, du], _flat(kept), _flat(dy), gradients)
         return (
             du.transpose(1, 2),
             d_delta.transpose(1, 2),
-            dA.sum(0).transpose(1, 2).flatten(0, 1)[: self.width],
-            self._in_time(dB.sum(0)),
-            self._in_time(dC.sum(0)),
-            dD.sum(0) if self.has_D else None,
+            _total(dA).transpose(1, 2).flatten(0, 1)[: self.width, : self.n],
+            self._in_time(_total(dB)),
+            self._in_time(_total(dC)),
+            _total(dD) if self.has_D else None,
             dz.transpose(1, 2) if self.has_z else None,
-            d_bias.sum(0) if self.has_bias else None,
+            _total(d_bias) if self.has_bias else None,
         )
 
     def _run(self, kernel: Callable[..., None], sequences: Sequence[Tensor], *more: object) -> None:
         """Share the tasks of a kernel among as many threads as torch may use."""
         u, delta, B, C, z = (_flat(t) for t in sequences[:5])
         D, bias = (_flat(t) for t in self.vectors)
-        strides = np.array([self._walk(t, turned=i in (2, 3)) for i, t in enumerate(sequences)])
+        strides = np.array([self._walk(t) for t in sequences])
         inputs = (u, delta, _flat(self.A), B, C, D, z, bias)
         arguments = (self.sizes, strides, inputs, self.delta_softplus, *more)
         tasks = self.groups * self.parts
@@ -114,20 +115,25 @@ class NumbaCall:
         for other in others:
             other.result()
 
-    def _walk(self, t: Tensor, *, turned: bool) -> tuple[int, int, int]:
+    def _walk(self, t: Tensor) -> tuple[int, int, int]:
         """Return the steps to the next sequence and time, and where the first time lies."""
         row, step, _ = t.stride()
-        back = self.reverse and not turned
-        return (row, -step, (self.length - 1) * step) if back else (row, step, 0)
+        return (row, -step, (self.length - 1) * step) if self.reverse else (row, step, 0)
+
+    def _filled(self, t: Tensor) -> Tensor:
+        """Append zeros to ``[batch, n, length]`` where n is no multiple of ``STATES``."""
+        missing = self.entries - self.n
+        return nn.functional.pad(t, (0, 0, 0, missing)) if missing else t
 
     def _in_blocks(self, A: Tensor) -> Tensor:
-        """Turn ``[width, n]`` into ``[block, n, LANES]``, with zeros beyond the width."""
-        padded = nn.functional.pad(A, (0, 0, 0, self.blocks * LANES - self.width))
-        return padded.view(self.blocks, LANES, self.n).transpose(1, 2).contiguous()
+        """Turn ``[width, n]`` into ``[block, n, CHANNELS]``, with zeros beyond width and n."""
+        missing = (0, self.entries - self.n, 0, self.blocks * CHANNELS - self.width)
+        padded = nn.functional.pad(A, missing)
+        return padded.view(self.blocks, CHANNELS, self.entries).transpose(1, 2).contiguous()
 
     def _in_time(self, t: Tensor) -> Tensor:
         """Turn ``[batch, tile, n, TILE]`` into ``[batch, n, length]``, in the order of time."""
-        t = t.transpose(1, 2).flatten(2)[..., : self.length]
+        t = t.transpose(1, 2).flatten(2)[:, : self.n, : self.length]
         return t.flip(2) if self.reverse else t
 
 
@@ -143,6 +149,11 @@ def _empty(*size: int) -> Tensor:
 
 def _zeros(*size: int) -> Tensor:
     return _empty(*size).zero_()
+
+
+def _total(t: Tensor) -> Tensor:
+    """Add up what groups or parts have found."""
+    return t[0] if len(t) == 1 else t.sum(0)
 
 
 def _nothing(axes: int = 1) -> Tensor:

@@ -1,6 +1,7 @@
 """What the scan does to one tile, as functions that numba compiles and inlines into its kernels.
 
-A *tile* is ``TILE`` time steps of ``LANES`` neighbouring channels, a row of lanes for each step.
+A *tile* is ``TILE`` time steps of ``CHANNELS`` neighbouring channels, a row for each step; those of
+decays and states have a row for each of ``STATES`` entries of the state.
 All tiles of a task lie in one array, at distances that are no power of two: such ones would contend
 for the same places in the processor's cache.
 """
@@ -13,31 +14,39 @@ import numpy as np
 import numpy.typing as npt
 
 from panovlm.models.mamba.compiled import inlined
-from panovlm.models.mamba.exponentials import LN_2, ONE, ZERO, exp2, log1p_exp, sigmoid
+from panovlm.models.mamba.exponentials import (
+    LN_2,
+    ONE,
+    ZERO,
+    exp2,
+    log1p_exp,
+    log1p_exp_and_slope,
+    sigmoid,
+)
 from panovlm.models.mamba.lanes import (
-    LANES,
-    PIECE,
-    TILE,
-    Floats,
-    Lanes,
+    add_products,
     load,
+    load_each,
     load_first,
+    load_repeated,
+    load_row,
+    prefetch,
     store,
     store_first,
-    store_sums,
+    store_products,
 )
+from panovlm.models.mamba.vectors import CHANNELS, LANES, PIECE, STATES, TILE, Floats, Lanes
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 Inputs: TypeAlias = tuple[Floats, Floats, Floats, Floats, Floats, Floats, Floats, Floats]
 
-SIZE = TILE * LANES
-APART = SIZE + LANES
-"""A row more than a tile has: that of the states holds those before the first step too."""
-U, RAW, DELTA, X, Y, Z, DY, DZ, DX, D_DELTA, DECAY, H, B_SUMS, C_SUMS = (
-    i * APART for i in range(14)
-)
-D, BIAS, D_D, D_BIAS = (14 * APART + i * LANES for i in range(4))
-ROOM = 14 * APART + 4 * LANES
+SIZE = TILE * CHANNELS
+APART = SIZE + CHANNELS
+U, SLOPE, DELTA, X, Y, Z, DY, DZ, DX, D_DELTA = (i * APART for i in range(10))
+DECAY, H = (10 * APART + i * (STATES * SIZE + CHANNELS) for i in range(2))
+B_SUMS, C_SUMS = (H + STATES * SIZE + CHANNELS + i * STATES // 2 * TILE * PIECE for i in range(2))
+D, BIAS, D_D, D_BIAS = (C_SUMS + STATES // 2 * TILE * PIECE + i * CHANNELS for i in range(4))
+ROOM = D_BIAS + CHANNELS
 """Where the tiles and rows of a task lie in its working memory."""
 
 
@@ -55,10 +64,10 @@ def load_tile(
 ) -> None:
     """Copy ``[steps, width]`` into a tile; channels beyond ``width`` become zero."""
     for t in range(steps):
-        if width == LANES:
-            store(work, to + t * LANES, load(source, at + t * stride))
+        if width == CHANNELS:
+            store(work, to + t * CHANNELS, load_row(source, at + t * stride))
         else:
-            store(work, to + t * LANES, load_first(source, at + t * stride, width))
+            store(work, to + t * CHANNELS, load_first(source, at + t * stride, width))
 
 
 @inlined
@@ -67,17 +76,10 @@ def store_tile(
 ) -> None:
     """Copy a tile to ``[steps, width]`` of a tensor."""
     for t in range(steps):
-        if width == LANES:
-            store(target, at + t * stride, load(work, tile + t * LANES))
+        if width == CHANNELS:
+            store(target, at + t * stride, load_row(work, tile + t * CHANNELS))
         else:
-            store_first(target, at + t * stride, load(work, tile + t * LANES), width)
-
-
-@inlined
-def copy(source: Floats, at: int, target: Floats, to: int, rows: int) -> None:
-    """Copy rows of lanes."""
-    for i in range(0, rows * LANES, LANES):
-        store(target, to + i, load(source, at + i))
+            store_first(target, at + t * stride, load_row(work, tile + t * CHANNELS), width)
 
 
 @inlined
@@ -96,10 +98,26 @@ def load_inputs(
     at = place(strides, 0, row, begin) + channel
     load_tile(work, U, u, at, strides[0, 1], steps, width)
     at = place(strides, 1, row, begin) + channel
-    load_tile(work, RAW, delta, at, strides[1, 1], steps, width)
+    load_tile(work, DELTA, delta, at, strides[1, 1], steps, width)
     if len(z):
         at = place(strides, 4, row, begin) + channel
         load_tile(work, Z, z, at, strides[4, 1], steps, width)
+
+
+@inlined
+def fetch_inputs(
+    inputs: Inputs, strides: Integers, row: int, begin: int, channel: int, first: int, last: int
+) -> None:
+    """Have time steps of a tile fetched into the cache that :func:`load_inputs` will load.
+
+    In a single loop: one for each tensor takes so long that nothing is gained.
+    """
+    u, delta, _, _, _, _, z, _ = inputs
+    for t in range(begin + first, begin + last):
+        prefetch(u, place(strides, 0, row, t) + channel)
+        prefetch(delta, place(strides, 1, row, t) + channel)
+        if len(z):
+            prefetch(z, place(strides, 4, row, t) + channel)
 
 
 @inlined
@@ -117,13 +135,19 @@ def load_weights(work: Floats, inputs: Inputs, channel: int, width: int) -> None
 
 
 @inlined
-def prepare(work: Floats, softplus: bool, steps: int) -> None:
-    """Finish the step sizes, weight the signal with them, and begin the output with D u."""
-    skip, bias = load(work, D), load(work, BIAS)
-    for i in range(0, steps * LANES, LANES):
-        u, raw = load(work, U + i), load(work, RAW + i) + bias
-        delta = log1p_exp(raw) if softplus else raw
-        store(work, RAW + i, raw)
+def prepare(work: Floats, softplus: bool, slopes: bool, steps: int) -> None:
+    """Finish the step sizes, weight the signal with them, and begin the output with D u.
+
+    With ``slopes``, keep those of the step sizes for :func:`finish_gradients`.
+    """
+    skip, bias = load_row(work, D), load_row(work, BIAS)
+    for i in range(0, steps * CHANNELS, CHANNELS):
+        u, delta = load_row(work, U + i), load_row(work, DELTA + i) + bias
+        if slopes and softplus:
+            delta, slope = log1p_exp_and_slope(delta)
+            store(work, SLOPE + i, slope)
+        elif softplus:
+            delta = log1p_exp(delta)
         store(work, DELTA + i, delta)
         store(work, X + i, delta * u)
         store(work, Y + i, skip * u)
@@ -132,9 +156,9 @@ def prepare(work: Floats, softplus: bool, steps: int) -> None:
 @inlined
 def finish(work: Floats, steps: int) -> None:
     """Put the output through the gate."""
-    for i in range(0, steps * LANES, LANES):
-        z = load(work, Z + i)
-        store(work, Y + i, load(work, Y + i) * z * sigmoid(z))
+    for i in range(0, steps * CHANNELS, CHANNELS):
+        z = load_row(work, Z + i)
+        store(work, Y + i, load_row(work, Y + i) * z * sigmoid(z))
 
 
 @inlined
@@ -149,44 +173,28 @@ def advance(
     c: int,
     step_c: int,
     steps: int,
+    keep: bool,
 ) -> Lanes:
-    """Run one entry of the state through a tile and return it; add what it puts out."""
+    """Run entries of the state through a tile and return them; add what they put out.
+
+    With ``keep``, leave all decays, and the states before every step, for :func:`retreat`.
+    """
     for t in range(steps):
-        i = t * LANES
-        decay = exp2(load(work, DELTA + i) * a)
-        state = decay * state + B[b + t * step_b] * load(work, X + i)
-        store(work, Y + i, load(work, Y + i) + C[c + t * step_c] * state)
+        row, i = t * CHANNELS, t * LANES
+        decay = exp2(load_repeated(work, DELTA + row) * a)
+        if keep:
+            store(work, DECAY + i, decay)
+            store(work, H + i, state)
+        state = decay * state + load_each(B, b + t * step_b) * load_repeated(work, X + row)
+        add_products(work, Y + row, load_each(C, c + t * step_c), state)
     return state
-
-
-@inlined
-def advance_keeping(
-    work: Floats,
-    a: Lanes,
-    state: Lanes,
-    B: Floats,
-    b: int,
-    step_b: int,
-    C: Floats,
-    c: int,
-    step_c: int,
-    steps: int,
-) -> None:
-    """Do the same for :func:`retreat`, which needs all decays and states."""
-    store(work, H, state)
-    for t in range(steps):
-        i = t * LANES
-        decay = exp2(load(work, DELTA + i) * a)
-        state = decay * state + B[b + t * step_b] * load(work, X + i)
-        store(work, DECAY + i, decay)
-        store(work, H + LANES + i, state)
-        store(work, Y + i, load(work, Y + i) + C[c + t * step_c] * state)
 
 
 @inlined
 def retreat(
     work: Floats,
     a: Lanes,
+    state: Lanes,
     back: Lanes,
     dA: Floats,
     at: int,
@@ -202,19 +210,19 @@ def retreat(
 
     The addends of the gradients of B and C are left to be folded.
     """
-    d_a, state = load(dA, at), load(work, H + steps * LANES)
+    d_a = load(dA, at)
     for t in range(steps - 1, -1, -1):
-        i = t * LANES
-        dy = load(work, DY + i)
-        g = back + C[c + t * step_c] * dy
+        row, i = t * CHANNELS, t * LANES
+        dy = load_repeated(work, DY + row)
+        g = back + load_each(C, c + t * step_c) * dy
         back = load(work, DECAY + i) * g
-        store_sums(work, C_SUMS + t * PIECE, state * dy)
+        store_products(work, C_SUMS + t * PIECE, state, dy)
         state = load(work, H + i)
         flow = back * state  # the gradient of delta A
-        d_a = d_a + flow * load(work, DELTA + i)
-        store(work, D_DELTA + i, load(work, D_DELTA + i) + flow * a)
-        store(work, DX + i, load(work, DX + i) + B[b + t * step_b] * g)
-        store_sums(work, B_SUMS + t * PIECE, g * load(work, X + i))
+        d_a = d_a + flow * load_repeated(work, DELTA + row)
+        add_products(work, D_DELTA + row, flow, a)
+        add_products(work, DX + row, load_each(B, b + t * step_b), g)
+        store_products(work, B_SUMS + t * PIECE, g, load_repeated(work, X + row))
     store(dA, at, d_a)
     return back
 
@@ -222,30 +230,30 @@ def retreat(
 @inlined
 def begin_gradients(work: Floats, gated: int, steps: int) -> None:
     """Take the gradient of the output back through the gate; begin the sums."""
-    for i in range(0, steps * LANES, LANES):
+    for i in range(0, steps * CHANNELS, CHANNELS):
         if gated:
-            z, dy = load(work, Z + i), load(work, DY + i)
+            z, dy = load_row(work, Z + i), load_row(work, DY + i)
             gate = sigmoid(z)
             store(work, DZ + i, dy * gate * (ONE + z * (ONE - gate)))  # times y
             store(work, DY + i, dy * z * gate)
-        store(work, DX + i, ZERO)
-        store(work, D_DELTA + i, ZERO)
+    work[DX : DX + steps * CHANNELS] = ZERO
+    work[D_DELTA : D_DELTA + steps * CHANNELS] = ZERO
 
 
 @inlined
 def finish_gradients(work: Floats, softplus: bool, gated: int, steps: int) -> None:
     """Complete the gradients of u (in place of it), delta, z, D and bias."""
-    skip, d_skip, d_bias = load(work, D), load(work, D_D), load(work, D_BIAS)
-    for i in range(0, steps * LANES, LANES):
-        u, dx, dy = load(work, U + i), load(work, DX + i), load(work, DY + i)
-        d_delta = load(work, D_DELTA + i) * LN_2 + dx * u
+    skip, d_skip, d_bias = load_row(work, D), load_row(work, D_D), load_row(work, D_BIAS)
+    for i in range(0, steps * CHANNELS, CHANNELS):
+        u, dx, dy = load_row(work, U + i), load_row(work, DX + i), load_row(work, DY + i)
+        d_delta = load_row(work, D_DELTA + i) * LN_2 + dx * u
         if softplus:
-            d_delta = d_delta * sigmoid(load(work, RAW + i))
+            d_delta = d_delta * load_row(work, SLOPE + i)
         d_bias = d_bias + d_delta
         d_skip = d_skip + dy * u
         store(work, D_DELTA + i, d_delta)
-        store(work, U + i, dx * load(work, DELTA + i) + dy * skip)
+        store(work, U + i, dx * load_row(work, DELTA + i) + dy * skip)
         if gated:
-            store(work, DZ + i, load(work, DZ + i) * load(work, Y + i))
+            store(work, DZ + i, load_row(work, DZ + i) * load_row(work, Y + i))
     store(work, D_D, d_skip)
     store(work, D_BIAS, d_bias)
