@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, cast
@@ -125,6 +126,14 @@ def test_a_model_without_lists_of_layers_is_refused() -> None:
         compile_layers(model)
 
 
+def compiler(folder: Path, script: str) -> str:
+    """Write a C++ compiler that knows its version, and does something else than to compile."""
+    file = folder / "compiler"
+    file.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\n{script}\n')
+    file.chmod(0o755)
+    return str(file)
+
+
 class TestWithoutACompiler:
     @pytest.fixture(autouse=True)
     def _no_compiler(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Generator[None]:
@@ -151,3 +160,28 @@ class TestWithoutACompiler:
         settings = make_settings(tmp_path, *ONE_STAGE, "environment.compile=true")
         with pytest.raises(ConfigError, match=r"environment\.compile is true, but torch cannot"):
             train(settings, console=Console(file=io.StringIO()))
+
+    def test_what_the_compiler_said_is_told(self, tmp_path: Path) -> None:
+        script = "echo 'x.cpp:1: note: seen'; echo 'x.cpp:2: fatal error: no header'; exit 1"
+        patched = inductor.patch({"cpp.cxx": (compiler(tmp_path, script),)})
+        with patched, pytest.raises(ConfigError) as caught:
+            check_compiler(torch.device("cpu"))
+        assert "cannot compile here: x.cpp:2: fatal error: no header. It needs" in str(caught.value)
+
+    def test_no_folder_to_write_to(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
+        with pytest.raises(ConfigError, match=r"cannot compile here: .*exists.*INDUCTOR_CACHE_DIR"):
+            check_compiler(torch.device("cpu"))
+
+    def test_a_job_that_is_ended_while_it_compiles(
+        self, make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The signal reaches the C++ compiler as well, and its end is noticed first."""
+        monkeypatch.setattr("panovlm.training.stage.check_compiler", lambda _device: None)
+        settings = make_settings(tmp_path, *ONE_STAGE, "environment.compile=true")
+        said = io.StringIO()
+        patched = inductor.patch({"cpp.cxx": (compiler(tmp_path, "kill -TERM $PPID; exit 1"),)})
+        with patched, pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            train(settings, console=Console(file=said))
+        assert "stopped at step 0; nothing was saved yet" in said.getvalue()

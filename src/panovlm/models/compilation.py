@@ -59,12 +59,13 @@ def check_compiler(device: torch.device) -> None:
     """Compile the smallest program.
 
     Raises:
-        ConfigError: torch finds no compiler for the device, or it does not work.
+        ConfigError: torch finds no compiler for the device, or it does not work, or what it
+            compiles cannot be written.
     """
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:
-        if not is_failure(error):
+        if not isinstance(error, OSError) and not is_failure(error):
             raise
         raise refusal(error) from error
 
@@ -78,10 +79,21 @@ def is_failure(error: BaseException) -> bool:
 
 def refusal(error: BaseException) -> ConfigError:
     """Return what a user is told about a failure to compile."""
+    said = _said(getattr(error, "inner_exception", error))
     return ConfigError(
-        f"{OPTION} is true, but torch cannot compile here: {brief(error)} It needs a C++ compiler "
-        f"(g++ or clang++), on a GPU Triton as well. Install them, or set {OPTION} to false."
+        f"{OPTION} is true, but torch cannot compile here: {said}. It needs a C++ compiler (g++ or "
+        "clang++), on a GPU Triton as well, and a folder that it can write to (the environment "
+        f"variable TORCHINDUCTOR_CACHE_DIR names another). Mend that, or set {OPTION} to false."
     )
+
+
+def _said(cause: BaseException) -> str:
+    """Return what a compiler said, without its long command line."""
+    output = getattr(cause, "output", None)
+    if not isinstance(output, str) or not output.strip():
+        return f"{type(cause).__name__}: {brief(cause)}".removesuffix(".")
+    lines = output.strip().splitlines()
+    return next((line for line in lines if "error" in line.lower()), lines[0]).strip()[:300]
 
 
 @contextmanager

@@ -164,8 +164,8 @@ class _Run:
         for note in model.resolution.notes if model.resolution else ():
             self._tell(f"stage {name}: {note}")
         if settings.environment.compile:
-            layers = (f"{n} {kind}" for kind, n in compile_layers(model).items())
-            self._tell(f"stage {name}: compiles {', '.join(layers)} when they are first called")
+            layers = ", ".join(f"{n} {kind}" for kind, n in compile_layers(model).items())
+            self._tell(f"stage {name}: compiles {layers}; its first steps take longer for that")
         data = stage_data(settings, name, model, rows)
         for note in data.notes:
             self._tell(f"stage {name}: {note}")
@@ -224,11 +224,11 @@ class _Run:
                 "by the same factor, and train the stage anew."
             ) from error
         except (SystemExit, RuntimeError) as stop:
-            if self.settings.environment.compile and is_failure(stop):
-                raise refusal(stop) from stop
-            # Who ends a job often signals all its processes. Then a loader's end can be noticed, as
-            # a RuntimeError, before Lightning answers the signal to this process.
+            # Who ends a job often signals all its processes. Then the end of a loader or of a C++
+            # compiler can be noticed, as a RuntimeError, before Lightning answers the signal.
             terminated = trainer.received_sigterm
+            if self.settings.environment.compile and is_failure(stop) and not terminated:
+                raise refusal(stop) from stop
             if not terminated and not (isinstance(stop, SystemExit) and trainer.interrupted):
                 raise
             where = going_on if saved.is_file() else "nothing was saved yet"
