@@ -7,13 +7,13 @@ neither tells is listed as assumed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from panovlm.checkpoint.documents.metadata import fingerprints
-from panovlm.checkpoint.documents.recipe_record import read_record
+from panovlm.checkpoint.documents.recipe_record import LABELS, read_record
 from panovlm.checkpoint.documents.sources import Claims, DocumentReader
 from panovlm.checkpoint.fields import RESAMPLER, FieldMap, bears, nest
 from panovlm.checkpoint.find.adapters import find_adapters
@@ -272,11 +272,26 @@ def _differences(settling: Settling) -> list[str]:
             continue
         for claim in settling.claims:
             if claim.among_weights and name in BACKBONES:
-                continue  # labels in them differ, and what matters was compared
+                continue  # what matters was compared
             other = claim.values.get(name)
-            if other is not None and claim.document is None and plain(other) != plain(taken):
-                notes.append(f"{name}: {taken!r} ({source.detail}); {claim.origin} says {other!r}")
+            if other is None or claim.document is not None:
+                continue
+            notes += (
+                f"{full}: {one!r} ({source.detail}); {claim.origin} says {another!r}"
+                for full, one, another in _compared(name, taken, other)
+                if plain(one) != plain(another)
+            )
     return notes
+
+
+def _compared(name: str, taken: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield a field with what two documents say of it, a backbone's configuration by its keys."""
+    if name not in BACKBONES or not isinstance(taken, Mapping) or not isinstance(other, Mapping):
+        yield name, taken, other
+        return
+    one, another = cast("Mapping[str, Any]", taken), cast("Mapping[str, Any]", other)
+    for key in sorted((one.keys() & another.keys()) - LABELS):
+        yield f"{name}.{key}", one[key], another[key]
 
 
 def _validated(values: Mapping[str, Any], location: Location) -> Recipe:

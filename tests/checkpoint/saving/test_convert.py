@@ -164,6 +164,19 @@ class TestFormats:
         config = json.loads((out / "config.json").read_text())
         assert config["architectures"] == ["PanoramaVLM"] and config["dtype"] == "float32"
 
+    def test_documents_that_differ_in_one_field_of_a_backbone(self, saved, convert, tmp_path):
+        """Labels, which transformers writes as it likes, tell nothing apart."""
+        out = tmp_path / "out"
+        convert(saved(), out, "--to", "huggingface")
+        assert load(out).resolution.notes == []
+        config = json.loads((out / "config.json").read_text())
+        config["vision_config"] |= {"transformers_version": "4.0", "hidden_act": "relu"}
+        (out / "config.json").write_text(json.dumps(config))
+        assert load(out).resolution.notes == [
+            "models.vision_config.hidden_act: 'gelu_pytorch_tanh' (checkpoint_metadata.json); "
+            "config.json says 'relu'"
+        ]
+
     def test_by_lightning(self, saved, convert, tmp_path):
         path, out = saved(), tmp_path / "out.ckpt"
         convert(path, out, "--to", "lightning")
