@@ -1,4 +1,4 @@
-"""Settings that ask for more than can be made."""
+"""Settings of which no model can be made."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ _REFUSALS = (
     "integer multiplication overflow",
 )
 """How torch begins, or goes on, when it cannot make a tensor of some size."""
+
+UNUSABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""How transformers' models answer values that they cannot use: no heads, an unknown activation."""
 
 
 @contextmanager

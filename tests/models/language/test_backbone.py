@@ -65,6 +65,18 @@ class TestBuild:
         with pytest.raises(ConfigError, match="SiglipVisionConfig"):
             build_language_model(language_config({"model_type": "siglip_vision_model"}))
 
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"hidden_act": "sillu"}, "KeyError: 'sillu'"),
+            ({"num_key_value_heads": 0}, "ZeroDivisionError"),
+            ({"rope_parameters": {"rope_type": "foo", "rope_theta": 1.0}}, "KeyError: 'foo'"),
+        ],
+    )
+    def test_values_that_the_family_does_not_have(self, changes, told):
+        with pytest.raises(ConfigError, match=rf"{told}.* a value in models\.language_config"):
+            build("meta", **changes)
+
     def test_models_of_one_configuration_are_independent(self):
         config = language_config(SIZES)
         resize_embeddings(build_language_model(config), 40)

@@ -243,6 +243,12 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="empty"):
             attach_lora(build("llama"), LoRASettings(target_modules=()))
 
+    def test_layers_that_peft_refuses(self):
+        sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+        model = build_language_model(language_config({"model_type": "mamba", **sizes}))
+        with pytest.raises(ConfigError, match=r"target_modules cannot be .*out_proj.*incompatible"):
+            attach_lora(model, LoRASettings(target_modules="all-linear"))
+
     def test_adapters_are_not_stacked(self):
         adapted = attach_lora(build("llama"), LoRASettings())
         with pytest.raises(ConfigError, match="already"):

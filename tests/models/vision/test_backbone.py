@@ -236,6 +236,18 @@ def test_configuration_that_cannot_be_built():
         VisionBackbone(config, use_norm=False)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"hidden_act": "gellu"}, "KeyError: 'gellu'"), ({"patch_size": 0}, "ZeroDivisionError")],
+)
+def test_values_that_the_family_does_not_have(changes, told):
+    config = siglip()
+    for name, value in changes.items():
+        setattr(config, name, value)
+    with pytest.raises(ConfigError, match=rf"{told}.* a value in models\.vision_config"):
+        VisionBackbone(config, use_norm=False)
+
+
 # ---------------------------------------------------------------------- sizes of pictures
 
 

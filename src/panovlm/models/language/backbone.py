@@ -16,6 +16,7 @@ from transformers import (
 
 from panovlm.errors import CheckpointError, ConfigError
 from panovlm.models.language.pretrained import brief, reading
+from panovlm.models.sizes import UNUSABLE, possible_sizes
 
 _OPTION = "models.language_model_name"
 
@@ -74,13 +75,17 @@ def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
     The model has a copy of ``config``, so that resizing its embeddings changes no other model.
 
     Raises:
-        ConfigError: ``config`` is not that of a causal language model.
+        ConfigError: ``config`` is not that of a causal language model, or has unusable values.
     """
     try:
-        model = AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
-    except ValueError as error:
+        with possible_sizes():
+            model = AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
+    except UNUSABLE as error:
         raise ConfigError(
-            f"cannot build a causal language model from a {type(config).__name__}: {brief(error)}"
+            f"cannot build a causal language model from a {type(config).__name__}: "
+            f"{type(error).__name__}: {brief(error).removesuffix('.')}. Look for a value in "
+            "models.language_config (or in the model's own config.json) that the family does not "
+            "have."
         ) from error
     return cast("PreTrainedModel", model)
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from panovlm.config.model_recipe import LoRASettings, TargetPreset
 from panovlm.errors import ConfigError
 from panovlm.models.language.adapters import ADAPTER
+from panovlm.models.language.pretrained import brief
 
 
 def attach_lora(language_model: PreTrainedModel, settings: LoRASettings) -> PeftModel:
@@ -52,7 +53,12 @@ def attach_lora(language_model: PreTrainedModel, settings: LoRASettings) -> Peft
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return cast("PeftModel", get_peft_model(language_model, config))
+    try:
+        return cast("PeftModel", get_peft_model(language_model, config))
+    except ValueError as error:  # layers that PEFT knows to be called by more than their name
+        raise ConfigError(
+            f"lora.target_modules cannot be {', '.join(targets)}: {brief(error)}"
+        ) from error
 
 
 def check_targets(language_model: nn.Module, settings: LoRASettings) -> tuple[str, ...]:

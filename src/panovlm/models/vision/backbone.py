@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from panovlm.errors import ConfigError
+from panovlm.models.sizes import UNUSABLE, possible_sizes
 from panovlm.models.vision.grid import ViewGrid
 from panovlm.models.vision.pretrained import no_model, vision_config, vision_part
 
@@ -221,8 +222,10 @@ def _build(config: PreTrainedConfig) -> nn.Module:
     """Build a tower with random weights."""
     own = copy.deepcopy(config)  # from_config writes the dtype into it
     try:
-        model = AutoModel.from_config(own, dtype=torch.get_default_dtype(), trust_remote_code=False)
-    except ValueError as error:
+        with possible_sizes():
+            dtype = torch.get_default_dtype()
+            model = AutoModel.from_config(own, dtype=dtype, trust_remote_code=False)
+    except UNUSABLE as error:
         raise no_model(config, error) from error
     return vision_part(cast(PreTrainedModel, model))
 

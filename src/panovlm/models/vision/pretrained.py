@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from panovlm.errors import CheckpointError, ConfigError
 from panovlm.models.hub import place_of, unanswered
+from panovlm.models.sizes import UNUSABLE
 
 
 def vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -97,7 +98,7 @@ def load_tower(name_or_path: str, *, dtype: torch.dtype = torch.float32) -> PreT
             )
     except OSError as error:
         raise _unreachable(name_or_path, "weights", error) from error
-    except ValueError as error:
+    except UNUSABLE as error:
         raise no_model(config, error) from error
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(
@@ -217,11 +218,12 @@ def _unreachable(name: str, what: str, error: Exception) -> ConfigError:
     )
 
 
-def no_model(config: PreTrainedConfig, error: ValueError) -> ConfigError:
+def no_model(config: PreTrainedConfig, error: Exception) -> ConfigError:
     """Return the error for a configuration that transformers cannot build a tower from."""
     return ConfigError(
         f"no vision tower can be built from a configuration of type {config.model_type!r}: "
-        f"{_first_line(error)}"
+        f"{type(error).__name__}: {_first_line(error).removesuffix('.')}. Look for a value in "
+        "models.vision_config (or in the tower's own config.json) that the family does not have."
     )
 
 
