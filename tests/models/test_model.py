@@ -90,6 +90,18 @@ def same_outputs(one, other):
     assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.loss, theirs.loss)
 
 
+def test_auto_is_the_cpu_where_torch_was_built_for_a_gpu_that_is_not_there(
+    model, tmp_path, monkeypatch
+):
+    """As torch's usual builds for Linux are."""
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+    assert torch.accelerator.current_accelerator() == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = PanoramaVLM.from_checkpoint(tmp_path / "model.safetensors", device="auto")
+    assert found.device == torch.device("cpu")
+
+
 class TestVision:
     def test_shapes(self, model):
         with torch.no_grad():
