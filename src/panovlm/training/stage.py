@@ -332,9 +332,13 @@ def _strategy(settings: Settings, processes: int) -> str:
 
 
 def _precision(settings: Settings) -> Any:
-    """Return Lightning's precision: bf16 autocast on a GPU that has it, else float32."""
+    """Return Lightning's precision: bf16 autocast on a GPU that has it, else float32.
+
+    Older GPUs only emulate it, which takes longer than float32.
+    """
     chosen = settings.environment.precision
     if chosen != "auto":
         return chosen
     accelerated = settings.environment.accelerator in ("auto", "gpu") and torch.cuda.is_available()
-    return "bf16-mixed" if accelerated and torch.cuda.is_bf16_supported() else "32-true"
+    has_bf16 = accelerated and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 else "32-true"
