@@ -183,6 +183,11 @@ def training_processes(settings: Settings) -> int:
         )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = _trainer(settings, strategy=settings.environment.strategy, **quiet)
+    if trainer.precision != _precision(settings):  # Lightning takes another one with a warning
+        raise ConfigError(
+            f"environment.precision is {settings.environment.precision}, which is for CUDA GPUs; "
+            f"set it to {trainer.precision} or 32-true."
+        )
     if settings.environment.compile:
         check_compiler(trainer.strategy.root_device)
     return trainer.world_size
