@@ -102,6 +102,18 @@ def test_auto_is_the_cpu_where_torch_was_built_for_a_gpu_that_is_not_there(
     assert found.device == torch.device("cpu")
 
 
+def test_a_file_that_was_written_on_a_gpu_opens_without_one(model, tmp_path, monkeypatch):
+    file = tmp_path / "gpu.ckpt"
+    save_checkpoint(model, file)
+    contents = torch.load(file, weights_only=True)
+    with monkeypatch.context() as there:
+        there.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        torch.save(contents, file)
+    with pytest.raises(RuntimeError, match="Attempting to deserialize object on a CUDA device"):
+        torch.load(file, weights_only=True)
+    same_outputs(model, PanoramaVLM.from_checkpoint(file, strict=True))
+
+
 class TestVision:
     def test_shapes(self, model):
         with torch.no_grad():
