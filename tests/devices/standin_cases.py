@@ -15,6 +15,7 @@ from standin import DEVICE, stand_in
 from torch import Tensor
 from torch.testing import assert_close
 
+from panovlm import doctor
 from panovlm.checkpoint.probe.compare import compare as probe_differences
 from panovlm.checkpoint.probe.measure import take_probe
 from panovlm.config.schema import LoRASettings, Settings, StageConfig
@@ -283,3 +284,11 @@ def test_views_that_the_device_cuts(augment: bool) -> None:
         wanted = pipeline.render(panorama)
         wanted = jitter(wanted, tint) if augment else wanted
         assert np.array_equal(views, pipeline.normalise(wanted))
+
+
+def test_doctor() -> None:
+    """The stand-in is the accelerator of this process."""
+    with stand_in() as device:
+        found = {check.name: check for check in doctor.checks()}
+    assert found["accelerator"].outcome == "works"
+    assert found[f"scan by torch on {device.type}"].outcome == "works"
