@@ -92,7 +92,8 @@ def mambapy(u, delta, A, B, C, D, z, delta_bias) -> Tensor:
     decay = torch.exp(delta.unsqueeze(-1) * A)
     inputs = (delta * u.transpose(1, 2)).unsqueeze(-1) * B.transpose(1, 2).unsqueeze(2)
     states = pscan(decay, inputs)
-    y = (states @ C.transpose(1, 2).unsqueeze(-1)).squeeze(3).transpose(1, 2)
+    outputs = C.transpose(1, 2).unsqueeze(-1).to(states.dtype)
+    y = (states @ outputs).squeeze(3).transpose(1, 2)
     return (y + D[:, None] * u) * nn.functional.silu(z)
 
 

@@ -5,7 +5,8 @@
 
 Candidates are our scan by Triton and in plain torch, transformers' function as it is and compiled
 by torch (its parallel scan), and mambapy and mamba-ssm where they are installed. Every output is
-compared with float64 before anything is timed. "Bandwidth" is what must at least be moved,
+compared with float64 before anything is timed, and ours must be exact. What others cannot do (for
+want of memory, or of gradients) is left out and told. "Bandwidth" is what must at least be moved,
 arguments read and results written once each way, in the time that was taken, against a copy of one
 large tensor.
 """
@@ -27,10 +28,12 @@ from table import options, replace_table
 from torch import Tensor
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
+from panovlm.errors import PanoVLMError
 from panovlm.models.mamba import backends
 
 EXACT_ON_GPU = {torch.float32: 4 * EXACT, torch.bfloat16: 3e-2}
 """Of the largest value; a GPU's powers of two are exact to two bits more only."""
+OURS = ("triton", "torch")
 COPIED = 1 << 30
 """Bytes of the copy that shows what the memory can do; no cache holds them."""
 
@@ -91,23 +94,43 @@ def bandwidth(runs: int) -> float:
     return 2 * COPIED / median(times[1:])
 
 
+def can(name: str, shape: str, work: Callable[[], object]) -> bool:
+    """Try something once; tell what keeps others from it."""
+    try:
+        work()
+    except (RuntimeError, PanoVLMError) as error:
+        if name in OURS:
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        print(f"{shape}: {name} is left out: {reason}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
 def measure(shape: str, dtype: torch.dtype, runs: int, best: float) -> list[dict[str, Any]]:
     """Compare all candidates on one shape."""
     args = {k: v.to("cuda") for k, v in arguments(*SHAPES[shape]).items()}
     args = {k: v.to(dtype) if v.ndim == 3 else v for k, v in args.items()}
     exact = {"y": output(ours("torch"), {k: v.double() for k, v in args.items()})}
-    scans, rows = candidates(), []
-    errors = {name: difference({"y": output(scan, args)}, exact)[0] for name, scan in scans.items()}
-    wrong = {name: e for name, e in errors.items() if not e <= EXACT_ON_GPU[dtype]}
+    errors: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+
+    def compare(name: str, scan: Callable[..., Tensor]) -> None:
+        errors[name] = difference({"y": output(scan, args)}, exact)[0]
+
+    scans = {n: s for n, s in candidates().items() if can(n, shape, partial(compare, n, s))}
+    wrong = {name: errors[name] for name in OURS if not errors[name] <= EXACT_ON_GPU[dtype]}
     if wrong:
         sys.exit(f"{shape}: not exact to {EXACT_ON_GPU[dtype]}: {wrong}")
     for gradients in (False, True):
-        times: dict[str, list[float]] = {name: [] for name in scans}
-        for run in range(runs + 1):
-            for name, scan in scans.items():
-                taken = milliseconds(partial(call, scan, args, gradients=gradients))
-                if run:  # the first compiles and warms up
-                    times[name].append(taken)
+        work = {
+            name: partial(call, scan, args, gradients=gradients) for name, scan in scans.items()
+        }
+        # The first call compiles and warms up.
+        times: dict[str, list[float]] = {n: [] for n, once in work.items() if can(n, shape, once)}
+        for _ in range(runs):
+            for name, found in times.items():
+                found.append(milliseconds(work[name]))
         first = median(times["triton"])
         rows += [
             {

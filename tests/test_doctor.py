@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,3 +64,29 @@ def test_a_scan_that_computes_something_else(
     code, checks = found(capsys)
     assert code == 1
     assert checks["scan by torch"]["outcome"] == "fault"
+
+
+def test_a_machine_with_a_gpu(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's "meta" device stands for one: it is there, and every number on it is missing."""
+    meta = torch.device("meta")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: meta)
+    code, checks = found(capsys)
+    assert code == 1
+    assert checks["accelerator"]["outcome"] == "fault"
+    assert checks["accelerator"]["detail"].startswith("meta (commands: --device): ")
+    assert checks["scan by torch"]["outcome"] == "works"
+    assert checks["scan by torch on meta"]["outcome"] == "fault"
+
+
+@pytest.mark.parametrize(("major", "precision"), [(8, "bf16-mixed"), (7, "32-true, since")])
+def test_what_is_said_of_a_gpu(major: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = SimpleNamespace(major=major, total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H100")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: known)
+    said = doctor._described()
+    assert said.startswith(f"2 x H100, 80 GiB; precision auto trains in {precision}")

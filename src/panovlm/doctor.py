@@ -110,26 +110,45 @@ def _processor() -> Check:
 
 
 def _accelerator() -> Check:
-    """Multiply two matrices on the device that commands choose by themselves."""
+    """Multiply two matrices on the device that training chooses by itself."""
     import torch
 
-    if not torch.cuda.is_available():
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
         return Check("accelerator", "note", "none that torch can use; everything runs on the CPU")
-    name = torch.cuda.get_device_name()
+    name = _described() if device.type == "cuda" else f"{device.type} (commands: --device)"
     try:
-        ones = torch.ones(64, 64, device="cuda")
+        ones = torch.ones(64, 64, device=device)
         right = bool((ones @ ones == 64).all())
     except RuntimeError as error:
         return Check("accelerator", "fault", f"{name}: {str(error).splitlines()[0]}")
     return Check("accelerator", "works" if right else "fault", name)
 
 
+def _described() -> str:
+    """Say which GPUs there are, and in what they train where no precision is chosen."""
+    import torch
+
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    own = torch.cuda.is_bf16_supported(including_emulation=False)
+    precision = "bf16-mixed" if own else "32-true, since it only emulates bfloat16"
+    return (
+        f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB; "
+        f"precision auto trains in {precision}"
+    )
+
+
 def _scans() -> Iterator[Check]:
     """Compare every installed implementation of the selective scan with the recurrence itself."""
+    import torch
+
     from panovlm.models.mamba import backends
 
     auto = backends.has_numba()
     yield _scan("torch", "cpu", f"{'small' if auto else 'all'} scans on the CPU")
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        yield _scan("torch", device.type, f"all scans on {device.type}")
     if auto:
         yield _scan("numba", "cpu", "large scans on the CPU")
     if find_spec("triton"):
@@ -176,7 +195,8 @@ def _scan(
         used: for what ``auto`` takes it, if for anything.
         faults: errors by which it says that it does not work, besides torch's and our own.
     """
-    name = f"scan by {backend}"
+    on_gpu = backend == "torch" and device != "cpu"
+    name = f"scan by {backend}" + on_gpu * f" on {device}"
     try:
         error = _scan_error(backend, device)
     except (RuntimeError, PanoVLMError, *faults) as fault:
@@ -206,9 +226,10 @@ def _scan_error(backend: Backend, device: str) -> float:
         found = selective_scan(u, delta, a, b, c, d, delta_softplus=True)
     finally:
         backends.use(before)
-    u, delta, a, b, c, d = (t.double() for t in (u, delta, a, b, c, d))
+    found = found.cpu()
+    u, delta, a, b, c, d = (t.cpu().double() for t in (u, delta, a, b, c, d))
     step = torch.nn.functional.softplus(delta)
-    state = torch.zeros(batch, width, n, dtype=torch.float64, device=device)
+    state = torch.zeros(batch, width, n, dtype=torch.float64)
     outputs: list[torch.Tensor] = []
     for t in range(length):
         decay = torch.exp(step[:, :, t, None] * a)

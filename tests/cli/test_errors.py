@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from panovlm.checkpoint.saving.save import strip_metadata
@@ -302,6 +303,21 @@ def test_one_clear_message(
 
 def tree(folder: Path) -> set[tuple[Path, int]]:
     return {(path, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_full_accelerator(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has")
+
+    monkeypatch.setattr("panovlm.checkpoint.report.verify.verify", full)
+    assert main(["verify", str(trained), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: the accelerator's memory is full (CUDA out of memory.")
+    assert said.count("\n") == 1 and "--dtype bfloat16" in said
+    with pytest.raises(torch.OutOfMemoryError):
+        main(["verify", str(trained), "--device", "cpu", "--debug"])
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,3 +154,16 @@ def test_in_a_trainer(tables: dict[str, list[Sample]], tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["length"] == 10
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cpu", False), ("mps", False)])
+def test_pages_are_locked_for_a_gpu_that_trains(
+    device: str, pinned: bool, tables: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for one that is merely there: locking them would begin to use it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = make(tables)
+    data.setup("fit")
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)
+    assert data.train_dataloader().pin_memory is pinned

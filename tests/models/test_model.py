@@ -90,6 +90,30 @@ def same_outputs(one, other):
     assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.loss, theirs.loss)
 
 
+def test_auto_is_the_cpu_where_torch_was_built_for_a_gpu_that_is_not_there(
+    model, tmp_path, monkeypatch
+):
+    """As torch's usual builds for Linux are."""
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+    assert torch.accelerator.current_accelerator() == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = PanoramaVLM.from_checkpoint(tmp_path / "model.safetensors", device="auto")
+    assert found.device == torch.device("cpu")
+
+
+def test_a_file_that_was_written_on_a_gpu_opens_without_one(model, tmp_path, monkeypatch):
+    file = tmp_path / "gpu.ckpt"
+    save_checkpoint(model, file)
+    contents = torch.load(file, weights_only=True)
+    with monkeypatch.context() as there:
+        there.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        torch.save(contents, file)
+    with pytest.raises(RuntimeError, match="Attempting to deserialize object on a CUDA device"):
+        torch.load(file, weights_only=True)
+    same_outputs(model, PanoramaVLM.from_checkpoint(file, strict=True))
+
+
 class TestVision:
     def test_shapes(self, model):
         with torch.no_grad():

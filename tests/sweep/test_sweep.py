@@ -11,9 +11,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 
 from panovlm.cli.main import main
 from panovlm.config.load import load_settings
+from panovlm.errors import ConfigError
+from panovlm.sweep import worker
 from panovlm.sweep.cells import read_cells
 from panovlm.sweep.schema import read_sweep
 from panovlm.sweep.store import Store
@@ -173,3 +176,27 @@ def test_a_worker_ends_with_the_sweep(tmp_path: Path) -> None:
     worker.stdin.close()
     assert worker.wait() == 1
     assert [file.name for file in tmp_path.iterdir()] == [SETTINGS]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_several_training_processes_goes_on(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them is this program; here training ends at once, for one of them with an error."""
+
+    def ends(*_: object, **__: object) -> Path:
+        if rank == 0:
+            raise ConfigError("it cannot be trained")
+        return tmp_path / "none"
+
+    settings = load_settings(SMALL, ["data.synthetic=null"])
+    (tmp_path / SETTINGS).write_text(json.dumps(settings.model_dump(mode="json")))
+    monkeypatch.setattr(worker, "_end_with_parent", lambda: None)
+    monkeypatch.setattr("panovlm.training.run.train", ends)
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    if rank:
+        with pytest.raises(SystemExit):
+            worker.main(tmp_path)
+    else:
+        worker.main(tmp_path)
+    assert (tmp_path / worker.OUTCOME).exists() is (rank == 0)

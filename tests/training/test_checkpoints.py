@@ -59,11 +59,34 @@ def test_what_cannot_be_written_leaves_the_old_file(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["last.ckpt"]
 
 
+CPU = torch.device("cpu")
+
+
 def test_random_state(tmp_path: Path) -> None:
     torch.manual_seed(5)
     torch.rand(3)
-    torch.save(random_state(), tmp_path / "state.pt")
+    torch.save(random_state(CPU), tmp_path / "state.pt")
     expected = torch.rand(3)
     torch.rand(7)
-    set_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    set_random_state(torch.load(tmp_path / "state.pt", weights_only=True), CPU)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_random_state_of_an_accelerator(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept and put back where one trains, and not touched elsewhere."""
+    generator = torch.Generator().manual_seed(5)
+    module = torch.get_device_module(kind)
+    monkeypatch.setattr(module, "get_rng_state", generator.get_state)
+    monkeypatch.setattr(module, "set_rng_state", generator.set_state)
+    there = torch.device(kind)
+    torch.save(random_state(there), tmp_path / "state.pt")
+    states = torch.load(tmp_path / "state.pt", weights_only=True)
+    expected = torch.rand(3, generator=generator)
+    set_random_state(states, CPU)
+    assert not torch.equal(torch.rand(3, generator=generator), expected)
+    set_random_state(states, there)
+    assert torch.equal(torch.rand(3, generator=generator), expected)
+    assert random_state(CPU)[0].keys() == {"cpu"}

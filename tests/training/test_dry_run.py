@@ -195,3 +195,12 @@ def test_one_absent_backbone_is_named_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nobody/no-language-model") as caught:
         plan(settings)
     assert "vision_name" not in str(caught.value)
+
+
+def test_a_tower_that_reads_patches_of_any_size(tmp_path: Path) -> None:
+    sizes = {name: value for name, value in TOWER.items() if name != "image_size"}
+    naflex = {**sizes, "model_type": "siglip2_vision_model", "num_patches": 16}
+    settings = experiment(tmp_path, vision_config=naflex)
+    image = settings.image_processing.model_copy(update={"image_size": (32, 32)})
+    found = plan(settings.model_copy(update={"image_processing": image.model_dump()}))
+    assert found.tokens_per_view == (16, 16)

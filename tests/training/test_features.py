@@ -199,10 +199,6 @@ class TestRefused:
         with pytest.raises(ConfigError, match=rf"cache_features keeps .* but {name} "):
             cached("run", f"training.{change}")
 
-    def test_a_tower_that_is_split(self, cached: Any) -> None:
-        with pytest.raises(ConfigError, match=r"environment\.strategy fsdp may split it"):
-            run(cached("run", "environment.strategy=fsdp"))
-
     def test_more_than_the_limit(self, cached: Any, tmp_path: Path) -> None:
         fits = 2304 * PANORAMAS / 2**30
         with pytest.raises(ConfigError, match=r"features of 10 panoramas take 22\.50 KiB on disk"):

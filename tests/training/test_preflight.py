@@ -9,7 +9,9 @@ import pytest
 
 from panovlm.config.schema import StageConfig
 from panovlm.errors import ConfigError
+from panovlm.training.dry_run import plan
 from panovlm.training.preflight import adapters_of, check_interval, check_later_stages
+from panovlm.training.run import train
 from panovlm.training.stage import stage_model
 from panovlm.training.tables import Tables
 
@@ -47,3 +49,21 @@ def test_intervals(interval: float, fits: bool) -> None:
         return
     with pytest.raises(ConfigError, match=r"vision\.val_check_interval is 5, .*from 1 to 4"):
         check_interval("vision", stage, 4)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2"])
+def test_strategies_that_split_the_model(strategy: str, make_settings: Any, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path / "runs", f"environment.strategy={strategy}")
+    for begin in (plan, train):
+        with pytest.raises(ConfigError, match=rf"strategy is {strategy}, .* Choose auto or ddp"):
+            begin(settings)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_precision_that_lightning_would_replace(make_settings: Any, tmp_path: Path) -> None:
+    settings = make_settings(
+        tmp_path / "runs", "environment.precision=16-mixed", "environment.accelerator=cpu"
+    )
+    with pytest.raises(ConfigError, match=r"16-mixed, which is for CUDA GPUs; .* bf16-mixed or"):
+        train(settings)
+    assert not (tmp_path / "runs").exists()

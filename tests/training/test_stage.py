@@ -5,17 +5,52 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from panovlm.config.schema import Settings
 from panovlm.errors import ConfigError, DataError
 from panovlm.training.run import train
-from panovlm.training.stage import optimizer_steps, stage_data, stage_model, training_processes
+from panovlm.training.stage import (
+    _precision,
+    optimizer_steps,
+    stage_data,
+    stage_model,
+    training_processes,
+)
 from panovlm.training.tables import Tables
 
 MakeSettings = Callable[..., Settings]
+
+
+class Properties(NamedTuple):
+    """Of a GPU."""
+
+    major: int
+
+
+@pytest.mark.parametrize(
+    ("major", "environment", "expected"),
+    [
+        (8, "accelerator=auto", "bf16-mixed"),
+        (7, "accelerator=auto", "32-true"),  # bfloat16 would be emulated
+        (8, "accelerator=cpu", "32-true"),
+        (7, "precision=16-mixed", "16-mixed"),
+    ],
+)
+def test_the_precision_of_a_gpu(
+    major: int,
+    environment: str,
+    expected: str,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties(major))
+    assert _precision(make_settings(Path("runs"), f"environment.{environment}")) == expected
 
 
 def table(file: Path, scenes: Path, *texts: str) -> Path:

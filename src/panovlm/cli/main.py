@@ -63,6 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        # By its name: most commands end without torch.
+        if "--debug" in arguments or type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(
+            f"error: the accelerator's memory is full ({str(error).splitlines()[0]}) Lower "
+            "--batch-size where there is one, or give --dtype bfloat16 or --device cpu.",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def run() -> NoReturn:

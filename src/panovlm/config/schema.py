@@ -87,7 +87,8 @@ class Environment(StrictModel):
     devices: Annotated[int, Limits(ge=1)] | Literal["auto", -1] = "auto"
     """How many devices; -1: every accelerator; ``auto``: likewise, or one process on a CPU."""
     strategy: str = "auto"
-    """Lightning's name of the distribution strategy."""
+    """Lightning's name of the distribution strategy; those that split the model over processes
+    (fsdp, deepspeed) are refused."""
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "auto"
     """``auto``: bf16-mixed on an accelerator that supports it, else 32-true."""
     threads: int | None = Field(default=None, ge=1, le=4096)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal, cast
 
-import torch
 from lightning.pytorch import LightningDataModule
 
 from panovlm.data.cache import KnownViews, ViewCache, first_rows, readable
@@ -182,7 +181,7 @@ class PanoramaData(LightningDataModule):
             num_workers=self._num_workers,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
             weights=self._datasets[split].weights if shuffle else None,
             blocks=self._blocks(split) if shuffle else None,
         )

@@ -193,7 +193,8 @@ class PanoramaVLM(AnsweringNetwork):
         from panovlm.checkpoint.loading.load import load_checkpoint
 
         if device == "auto":
-            device = torch.accelerator.current_accelerator() or "cpu"
+            # torch names the accelerator that it was built for on machines without one as well.
+            device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         model = load_checkpoint(
             Path(path),
             device=torch.device(device),

@@ -34,7 +34,10 @@ OUTCOME = "outcome.json"
 
 
 def main(folder: Path) -> None:
-    """Train and evaluate the cell of a folder, and write down how it ended."""
+    """Train and evaluate the cell of a folder, and write down how it ended.
+
+    Where several processes train, each of them runs this, and the first one alone goes on.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     quiet()
     settings = validate(Settings, json.loads((folder / SETTINGS).read_bytes()))
@@ -42,7 +45,10 @@ def main(folder: Path) -> None:
         outcome = Outcome(status="finished", result=run_cell(settings))
     except (PanoVLMError, OSError) as error:
         outcome = Outcome(status="failed", message=str(error))
-    write_json(folder / OUTCOME, outcome.model_dump(mode="json"))
+    from panovlm.training.run import leads
+
+    if leads():
+        write_json(folder / OUTCOME, outcome.model_dump(mode="json"))
 
 
 def run_cell(settings: Settings) -> Result:
@@ -54,7 +60,7 @@ def run_cell(settings: Settings) -> Result:
     from panovlm.evaluation.session import default_tables, run_evaluation
     from panovlm.models.model import PanoramaVLM
     from panovlm.training.dry_run import plan
-    from panovlm.training.run import train
+    from panovlm.training.run import leads, train
 
     quiet_trainer()
     if settings.data.synthetic is not None:
@@ -62,6 +68,8 @@ def run_cell(settings: Settings) -> Result:
     text = dump_yaml(settings.model_dump(mode="json")).encode()
     begun, cpu_before = time.monotonic(), _cpu_seconds()
     run_folder = train(settings, config_text=text)
+    if not leads():
+        raise SystemExit
     trained, cpu_after = time.monotonic(), _cpu_seconds()
     accelerated = settings.environment.accelerator != "cpu"
     model = PanoramaVLM.from_checkpoint(run_folder, device="auto" if accelerated else "cpu")

@@ -31,20 +31,13 @@ def feature_keepers(settings: Settings, console: Console) -> list[FeatureKeeper]
 
 
 def check_frozen(settings: Settings, stages: Sequence[str]) -> None:
-    """Refuse to keep features where the tower trains, or where no process has all of it.
+    """Refuse to keep features where the tower trains.
 
     Raises:
-        ConfigError: a stage trains the tower, or part of it, or the strategy splits it.
+        ConfigError: a stage trains the tower, or part of it.
     """
     if not settings.training.cache_features:
         return
-    strategy = settings.environment.strategy
-    if strategy != "auto" and not strategy.startswith("ddp"):
-        raise ConfigError(
-            "training.cache_features needs the whole vision tower in every process, but "
-            f"environment.strategy {strategy} may split it; use auto or ddp, or switch the cache "
-            "off."
-        )
     for name in stages:
         blocks = trainable_parts(name, settings.training.stage_configs[name]).vision_blocks
         if blocks:

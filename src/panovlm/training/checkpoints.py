@@ -76,7 +76,7 @@ class CheckpointWriter(Checkpoint):
             "best_loss": self.best_loss,
             "val_loss": module.last_val_loss,
             "stopped": bool(module.trainer.should_stop),
-            "random": random_state(),
+            "random": random_state(module.device),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class CheckpointWriter(Checkpoint):
         """Put the random generators where they were, once nothing else draws from them."""
         self._step = trainer.global_step
         if self._restored is not None:
-            set_random_state(self._restored["random"])
+            set_random_state(self._restored["random"], pl_module.device)
             trainer.should_stop = self._restored["stopped"]
             self._restored = None
 

@@ -27,7 +27,7 @@ from panovlm.panorama.views import views_of
 from panovlm.training.caches import check_frozen
 from panovlm.training.freeze import ComponentCount, counts, freeze, trainable_parts, widen
 from panovlm.training.overlap import check_batch, check_overlap
-from panovlm.training.preflight import adapters_of
+from panovlm.training.preflight import adapters_of, check_strategy
 from panovlm.training.tables import stage_files
 
 COPIES_OF_TRAINED = 3
@@ -90,6 +90,7 @@ def plan(settings: Settings, stages: Sequence[str] | None = None) -> Plan:
     if "vision" in chosen:
         check_overlap(settings)
         check_batch(settings)
+    check_strategy(settings)
     check_frozen(settings, chosen)
     tower, language = _configs(settings.models)
     vocabulary = language.get_text_config().vocab_size

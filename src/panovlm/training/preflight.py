@@ -14,6 +14,30 @@ from panovlm.models.model import PanoramaVLM
 from panovlm.training.freeze import last_blocks, trainable_parts
 from panovlm.training.tables import Tables
 
+SPLITTING = ("fsdp", "deepspeed")
+"""Beginnings of the names of strategies that give every process a part of the weights only."""
+
+
+def check_strategy(settings: Settings) -> None:
+    """Refuse strategies under which another model than the one described would be trained.
+
+    They flatten the weights, so that the optimizer cannot tell matrices, which decay, from biases,
+    and convert buffers, such as the frequencies of rotary positions, to half precision. Lightning
+    clips no gradients under them.
+
+    Raises:
+        ConfigError: the strategy is one of these.
+    """
+    chosen = settings.environment.strategy
+    if chosen.startswith(SPLITTING):
+        raise ConfigError(
+            f"environment.strategy is {chosen}, which splits the model over the processes; that is "
+            "not supported: weight decay and gradient clipping would go wrong, and rotary "
+            "positions would be rounded. Choose auto or ddp. To save memory, lower batch_size and "
+            "raise accumulate_grad_batches, train adapters (lora), or set "
+            "models.language_quantization."
+        )
+
 
 def adapters_of(settings: Settings, name: str) -> LoRASettings | None:
     """Return the adapters that a stage trains, ``None`` where it adds none."""

@@ -25,7 +25,7 @@ from panovlm.training.caches import check_frozen
 from panovlm.training.freeze import counts, table
 from panovlm.training.module import StageModule
 from panovlm.training.overlap import check_batch, check_overlap
-from panovlm.training.preflight import check_later_stages
+from panovlm.training.preflight import check_later_stages, check_strategy
 from panovlm.training.reload_check import check_before
 from panovlm.training.resume import check_unchanged
 from panovlm.training.rundir import BEST, LAST, experiment_name, move_aside, stage_folder
@@ -121,6 +121,7 @@ class _Run:
             check_overlap(settings)
             check_batch(settings)
         backends.use(settings.environment.scan_backend)
+        check_strategy(settings)
         check_attention(settings)
         check_frozen(settings, [name for name in names if name not in done])
         self.processes = training_processes(settings)

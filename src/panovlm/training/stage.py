@@ -183,6 +183,11 @@ def training_processes(settings: Settings) -> int:
         )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = _trainer(settings, strategy=settings.environment.strategy, **quiet)
+    if trainer.precision != _precision(settings):  # Lightning takes another one with a warning
+        raise ConfigError(
+            f"environment.precision is {settings.environment.precision}, which is for CUDA GPUs; "
+            f"set it to {trainer.precision} or 32-true."
+        )
     if settings.environment.compile:
         check_compiler(trainer.strategy.root_device)
     return trainer.world_size
@@ -332,9 +337,13 @@ def _strategy(settings: Settings, processes: int) -> str:
 
 
 def _precision(settings: Settings) -> Any:
-    """Return Lightning's precision: bf16 autocast on a GPU that has it, else float32."""
+    """Return Lightning's precision: bf16 autocast on a GPU that has it, else float32.
+
+    Older GPUs only emulate it, which takes longer than float32.
+    """
     chosen = settings.environment.precision
     if chosen != "auto":
         return chosen
     accelerated = settings.environment.accelerator in ("auto", "gpu") and torch.cuda.is_available()
-    return "bf16-mixed" if accelerated and torch.cuda.is_bf16_supported() else "32-true"
+    has_bf16 = accelerated and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 else "32-true"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from panovlm.config.schema import Settings
+import torch
+
+from panovlm.config.schema import Environment, Settings
 
 MOST = 8
 """Of each training process; more of them wait for each other's memory more than they load."""
@@ -21,9 +23,17 @@ def worker_count(settings: Settings) -> int:
         return wanted
     if settings.training.cache_views is True:
         return 0
-    devices = settings.environment.devices
-    share = _cores() // (devices if isinstance(devices, int) and devices > 0 else 1)
+    share = _cores() // _training_processes(settings.environment)
     return min(max(share - 1, 0), MOST)
+
+
+def _training_processes(environment: Environment) -> int:
+    """Return how many processes train on this machine: one for every device."""
+    devices = environment.devices
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    on_gpus = environment.accelerator in ("auto", "gpu")
+    return max(torch.cuda.device_count(), 1) if on_gpus else 1
 
 
 def _cores() -> int:

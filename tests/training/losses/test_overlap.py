@@ -204,3 +204,14 @@ class TestStatistics:
         assert found["retrieval"] == pytest.approx(0.5)
         assert overlap_statistics([(a, 3 * a)])["cosine"] == pytest.approx(1)
         assert overlap_statistics([(a, a)])["std"] == pytest.approx(math.sqrt(3) / 4)
+
+    def test_in_mixed_precision(self) -> None:
+        """Of partners that differ in the third digit, bfloat16 would find about every other one."""
+        generator = torch.Generator().manual_seed(0)
+        centre = torch.randn(64, generator=generator)
+        a = centre + 0.05 * torch.randn(2, 100, 64, generator=generator)
+        b = a + 0.01 * torch.randn(2, 100, 64, generator=generator)
+        exact = overlap_statistics([(a, b)])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert overlap_statistics([(a, b)]) == exact
+        assert exact["retrieval"] == 1

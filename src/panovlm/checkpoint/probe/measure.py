@@ -305,4 +305,4 @@ def _precision(component: nn.Module) -> str:
 
 
 def _numbers(values: Tensor) -> patterns.Array:
-    return values.detach().to("cpu", torch.float64).numpy()
+    return values.detach().cpu().to(torch.float64).numpy()  # Apple's GPUs do not know float64

@@ -55,7 +55,7 @@ DROPPED = {
     "image_processing.stitch_interp": _ONE_STITCHING,
     "lora.save_lora_only": "every checkpoint holds the whole model",
     "training.cache_cleanup_interval": "memory is not cleaned up by hand",
-    "training.deepspeed": "choose a strategy with environment.strategy",
+    "training.deepspeed": "several devices train by DDP, see environment.strategy",
     "training.auto_eval": "evaluate with `panovlm eval`",
     "environment.cuda_visible_devices": "set CUDA_VISIBLE_DEVICES in the shell",
 }

@@ -203,17 +203,18 @@ class VisionBackbone(nn.Module):
                 f"image_processing.image_size: [{own[0]}, {own[1]}]."
             )
 
-    def _as_patches(self, pixels: Tensor) -> dict[str, Tensor]:
+    def _as_patches(self, pixels: Tensor) -> dict[str, Tensor | None]:
         """Return what NaFlex reads: flattened patches, row-major, channels last in each."""
         (height, width), count = self._patch, pixels.shape[0]
         rows, columns = _grid((pixels.shape[-2], pixels.shape[-1]), self._patch)
         tiled = pixels.unflatten(3, (columns, width)).unflatten(2, (rows, height))
         patches = tiled.permute(0, 2, 4, 3, 5, 1).reshape(count, rows * columns, -1)
-        shape = torch.tensor([[rows, columns]], device=pixels.device)
-        mask = torch.ones(count, rows * columns, dtype=torch.int32, device=pixels.device)
+        # On the CPU wherever the pixels are: transformers asks for these numbers view by view, for
+        # which a GPU would be waited for each time. So it would be for a mask that hides nothing.
+        shape = torch.tensor([[rows, columns]], device="cpu")
         return {
             "pixel_values": patches,
-            "pixel_attention_mask": mask,
+            "pixel_attention_mask": None,
             "spatial_shapes": shape.expand(count, -1),
         }
 

@@ -31,13 +31,15 @@ def overlap_statistics(sides: Sequence[Sides]) -> dict[str, Tensor]:
         share of tokens whose partner is the most alike of its view's tokens in that overlap.
     """
     tokens = torch.cat([side.flatten(0, 1) for pair in sides for side in pair])
-    cosines, hits = zip(*(_alignment(a, b) for a, b in sides), strict=True)
-    return {
-        "std": tokens.std(dim=0, correction=0).mean(),
-        "effective_rank": effective_rank(tokens),
-        "cosine": torch.cat(cosines).mean(),
-        "retrieval": torch.cat(hits).mean(),
-    }
+    # Half precision has too few digits to tell which of a view's tokens is the most alike.
+    with torch.autocast(tokens.device.type, enabled=False):
+        cosines, hits = zip(*(_alignment(a, b) for a, b in sides), strict=True)
+        return {
+            "std": tokens.std(dim=0, correction=0).mean(),
+            "effective_rank": effective_rank(tokens),
+            "cosine": torch.cat(cosines).mean(),
+            "retrieval": torch.cat(hits).mean(),
+        }
 
 
 def effective_rank(tokens: Tensor) -> Tensor:
