@@ -21,9 +21,9 @@ import cv2
 import torch
 from machine import spread
 from PIL import Image
+from scenery import noise
 from small_model import LANGUAGE, TOWER, small_model
 from table import options, publish, take_turns
-from views import noise
 
 from panovlm.config.schema import ImageProcessing
 from panovlm.data.features import KeptFeatures, write_features
