@@ -13,7 +13,6 @@ large tensor.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from machine import machine, spread
 from scan import EXACT, SHAPES, arguments, difference, mambapy, ours, output
-from table import options, replace_table
+from table import options, write
 from torch import Tensor
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
@@ -173,11 +172,7 @@ def main() -> int:
                 f"| {row['ratio']:.1f} | {row['bandwidth']:.0%} | {row['error']:.1e} |"
             )
             print(lines[-1], file=sys.stderr, flush=True)
-    print("\n".join(lines))
-    if given.json:
-        given.json.write_text(json.dumps({"machine": where, "rows": rows}), encoding="utf-8")
-    if given.update:
-        replace_table(given.update, "scan_gpu.py", lines)
+    write(given, "scan_gpu.py", lines, rows, where)
     return 0
 
 

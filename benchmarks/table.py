@@ -55,11 +55,22 @@ def publish(
         "",
         *lines,
     ]
-    print("\n".join(told))
+    write(given, script, told, rows, machine())
+
+
+def write(
+    given: argparse.Namespace,
+    script: str,
+    lines: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    where: str,
+) -> None:
+    """Print lines and write them, and the numbers of a machine, where the options say."""
+    print("\n".join(lines))
     if given.json:
-        given.json.write_text(json.dumps({"machine": machine(), "rows": rows}), encoding="utf-8")
+        given.json.write_text(json.dumps({"machine": where, "rows": rows}), encoding="utf-8")
     if given.update:
-        replace_table(given.update, script, told)
+        replace_table(given.update, script, lines)
 
 
 def replace_table(page: Path, script: str, lines: Sequence[str]) -> None:

@@ -14,7 +14,6 @@ counts. The pictures are those of ``scenery.py``.
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +27,7 @@ from machine import machine, spread
 from PIL import Image
 from scan_gpu import milliseconds
 from scenery import scenery
-from table import options, replace_table, take_turns
+from table import options, take_turns, write
 from torch import Tensor
 from views import HALF, InMemory
 
@@ -131,11 +130,7 @@ def main() -> int:
         f"| {spread(row['copy ms'])} | {spread(row['cut ms'])} | {row['peak MiB']:.0f} |"
         for row in rows
     ]
-    print("\n".join(lines))
-    if given.json:
-        given.json.write_text(json.dumps({"machine": where, "rows": rows}), encoding="utf-8")
-    if given.update:
-        replace_table(given.update, "views_gpu.py", lines)
+    write(given, "views_gpu.py", lines, rows, where)
     return 0
 
 

@@ -62,11 +62,11 @@ def check_compiler(device: torch.device) -> None:
         ConfigError: torch finds no compiler for the device, or it does not work, or what it
             compiles cannot be written.
     """
+    from torch._dynamo.exc import TorchDynamoException
+
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
-    except Exception as error:
-        if not isinstance(error, OSError) and not is_failure(error):
-            raise
+    except (OSError, TorchDynamoException) as error:
         raise refusal(error) from error
 
 
